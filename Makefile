@@ -1,0 +1,35 @@
+# The commands of the project. `make serve` and `make test` set themselves up.
+
+PORT ?= 8000
+ARGS ?=
+# CUDA where an NVIDIA driver answers, else the CPU.
+BUILD ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+
+.PHONY: serve test check fix model card
+
+serve: ## start the server on the bundled model: make serve PORT=8123 ARGS="--max-num-seqs 64"
+	@echo "em-inf: using the $(BUILD) build of vLLM"
+	@deploy/install $(BUILD)
+	@.venv/bin/em-inf serve --port $(PORT) $(ARGS)
+
+test: check ## run every test
+	@.venv/bin/python -m pytest tests
+
+check: ## format, lint and types
+	@deploy/install cpu dev
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+
+fix: ## mend what formatter and linter can mend
+	@deploy/install cpu dev
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+model: ## train the bundled model again, under an hour on two cores
+	@deploy/install cpu dev
+	@.venv/bin/python -m server.demo_model.train
+
+card: ## measure the bundled model on held-out problems, as its card says
+	@deploy/install cpu dev
+	@.venv/bin/python -m server.demo_model.evaluate

@@ -1,0 +1,113 @@
+"""Settings of the running requests, by slot, on the host and on the device.
+
+A slot is a request's place in the worker: the batch row under vLLM's V1 runner, where
+requests move between rows, and a fixed index under V2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from logits_processors.reference import RowParams
+from logits_processors.settings import Settings
+
+if TYPE_CHECKING:
+    from logits_processors.recorder import Record
+
+_COLUMNS = len(RowParams.__slots__)
+
+
+class Slots:
+    """A table of settings with one line a slot; a line of zeros leaves its rows alone.
+
+    Args:
+        num_slots: how many requests can run at a time.
+        device: where the logits live.
+
+    Attributes:
+        active: [num_slots] bool, the slots whose request has EM-INF on.
+        records: where the statistics of each slot go, None where nobody asked.
+    """
+
+    def __init__(self, num_slots: int, device: torch.device) -> None:
+        self.active: NDArray[np.bool_] = np.zeros(num_slots, dtype=bool)
+        self.records: list[Record | None] = [None] * num_slots
+        self._host = np.zeros((num_slots, _COLUMNS), dtype=np.float32)
+        self._on_host = device.type == "cpu"
+        host = torch.from_numpy(self._host)
+        self._device_table = host if self._on_host else host.to(device)
+        self._stale = False
+
+    def set(self, slot: int, settings: Settings, record: Record | None) -> None:
+        """Give a slot to a request with EM-INF on, whoever had it before."""
+        gradient = settings.method == "gradient"
+        line = {
+            "adaptive": not gradient,
+            "n_grad_steps": settings.n_grad_steps if gradient else 0,
+            "learning_rate": settings.learning_rate,
+            "threshold": settings.threshold,
+            "kl_weight": settings.kl_weight,
+            "target_ratio": settings.target_ratio,
+        }
+        # A threshold beyond float32 is infinite here: above every entropy, as it was.
+        with np.errstate(over="ignore"):
+            self._host[slot] = [line[name] for name in RowParams.__slots__]
+        self.active[slot] = True
+        self.records[slot] = record
+        self._stale = True
+
+    def clear(self, slot: int) -> None:
+        """Leave a slot to a request without EM-INF, or to nobody."""
+        if self.active[slot]:
+            self._host[slot] = 0
+            self.active[slot] = False
+            self.records[slot] = None
+            self._stale = True
+
+    def clear_all(self) -> None:
+        """Turn EM-INF off for every running request."""
+        for slot in np.flatnonzero(self.active):
+            self.clear(int(slot))
+
+    def move(self, source: int, target: int, swap: bool) -> None:
+        """Carry a slot's request over to another slot; the source is empty afterwards.
+
+        Args:
+            source: slot that the request leaves.
+            target: slot that it takes.
+            swap: the target's request takes the source instead of being dropped.
+        """
+        pair = [source, target]
+        for table in (self._host, self.active):
+            table[pair] = table[pair[::-1]]
+        self.records[source], self.records[target] = (
+            self.records[target],
+            self.records[source],
+        )
+        self._stale = True
+        if not swap:
+            self.clear(source)
+
+    def upload(self) -> None:
+        """Bring the device's copy up to date, without waiting for the device."""
+        if self._stale and not self._on_host:
+            staged = torch.from_numpy(self._host).pin_memory()
+            self._device_table.copy_(staged, non_blocking=True)
+        self._stale = False
+
+    def params(self, slots: Tensor) -> RowParams:
+        """Settings of the given slots, `[N]` int64 on the device, as columns."""
+        return RowParams(*self._device_table.index_select(0, slots).unbind(dim=1))
+
+    def max_grad_steps(self, slots: NDArray[np.integer]) -> int:
+        """The largest step count among the given slots, known to the host."""
+        return int(self._host[slots, 1].max(initial=0))
+
+    def any_adaptive(self, slots: NDArray[np.integer]) -> bool:
+        """Whether one of the given slots asks for adaptive temperature."""
+        return bool(self._host[slots, 0].any())

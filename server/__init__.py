@@ -1,0 +1,1 @@
+"""The HTTP server: vLLM's own, extended by an endpoint plugin and a command line."""

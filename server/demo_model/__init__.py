@@ -1,0 +1,1 @@
+"""The bundled demo model and the scripts that made and measured it."""

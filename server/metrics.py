@@ -1,0 +1,81 @@
+"""Every Prometheus metric of ours: name, help, unit, buckets.
+
+They live in the API server's process, on vLLM's own registry, and appear on its /metrics
+beside vLLM's. No label is of unbounded range.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_ENTROPY_BUCKETS = (
+    0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0,
+)  # fmt: skip
+_FETCH_BUCKETS = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0,
+)  # fmt: skip
+
+REQUESTS = Counter(
+    "em_inf_requests_total",
+    "Engine requests that ran with EM-INF, by method and preset.",
+    ["method", "preset"],
+)
+REFUSED = Counter(
+    "em_inf_requests_refused_total",
+    "Requests refused for their em_inf settings, by the field at fault.",
+    ["field"],
+)
+TOKENS = Counter(
+    "em_inf_tokens_total", "Output tokens sampled with EM-INF on, touched or not."
+)
+TOKENS_MINIMIZED = Counter(
+    "em_inf_tokens_minimized_total", "Output tokens whose logits EM-INF changed."
+)
+GRAD_STEPS = Counter("em_inf_grad_steps_total", "Adam steps taken on output tokens.")
+ENTROPY_BEFORE = Histogram(
+    "em_inf_entropy_before_nats",
+    "Entropy of each token's distribution before EM-INF.",
+    buckets=_ENTROPY_BUCKETS,
+)
+ENTROPY_AFTER = Histogram(
+    "em_inf_entropy_after_nats",
+    "Entropy of each token's distribution after EM-INF, before temperature.",
+    buckets=_ENTROPY_BUCKETS,
+)
+FETCH_SECONDS = Histogram(
+    "em_inf_fetch_seconds",
+    "Time that fetching a finished request's statistics adds to it.",
+    buckets=_FETCH_BUCKETS,
+)
+FETCH_ERRORS = Counter(
+    "em_inf_fetch_errors_total", "Statistics that could not be fetched from the worker."
+)
+PROCESSOR_ERRORS = Counter(
+    "em_inf_processor_errors_total",
+    "Errors caught inside the logits processor, by kind. Counted per worker.",
+    ["kind"],
+)
+INFO = Gauge(
+    "em_inf_info",
+    "Always 1; the labels say what runs.",
+    ["version", "vllm_version", "runner", "backend", "device"],
+    multiprocess_mode="livemax",
+)
+
+_FIELDS = frozenset(
+    {
+        "em_inf", "enabled", "preset", "method", "n_grad_steps", "learning_rate",
+        "threshold", "kl_weight", "target_ratio", "report", "use_beam_search",
+        "vllm_xargs.em_inf",
+    }
+)  # fmt: skip
+
+
+def count_refused(field: str) -> None:
+    """Count a refusal under the name of its field, "unknown" for a name of the caller's.
+
+    Args:
+        field: "em_inf.threshold", for example.
+    """
+    name = field.removeprefix("em_inf.")
+    REFUSED.labels(name if name in _FIELDS else "unknown").inc()

@@ -1,0 +1,190 @@
+"""The endpoint plugin: our routes, and our overrides of vLLM's.
+
+An override parses the body with our request model, calls vLLM's own handler, and adds
+`em_inf` to what comes out. vLLM keeps authentication, cancellation, errors and the rest.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Awaitable, Callable, Coroutine
+from importlib.metadata import version
+from typing import Any
+
+import fastapi
+import vllm
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.datastructures import State
+from starlette.exceptions import HTTPException
+from vllm.entrypoints.serve.exception_handling.error_response import (
+    create_error_response,
+)
+
+from logits_processors.settings import server_settings, settings_of_method
+from server import metrics
+from server.engine_client import EMInfEngineClient
+from server.protocol import (
+    REQUEST_MODELS,
+    EMInfResponsesRequest,
+    add_to_event_stream,
+    add_to_json,
+    add_to_stream,
+)
+
+_HANDLERS = (
+    "openai_serving_chat",
+    "openai_serving_chat_batch",
+    "openai_serving_completion",
+    "openai_serving_responses",
+    "anthropic_serving_messages",
+    "serving_tokens",
+)
+"""vLLM's handlers that sample tokens for a user, by their name on `app.state`."""
+
+Handler = Callable[[Any, Request], Awaitable[Any]]
+
+
+class EMInfPlugin:
+    """What vLLM's endpoint-plugin interface asks for."""
+
+    name = "em_inf"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Register our routes; those that vLLM has already are replaced by ours."""
+        router = APIRouter(route_class=_Route)
+        for route in list(app.routes):
+            if isinstance(route, APIRoute) and "POST" in route.methods:
+                model = REQUEST_MODELS.get(route.path)
+                if model is not None:
+                    _override(router, route, model)
+        router.add_api_route("/v1/em_inf", describe_server, methods=["GET"])
+        app.include_router(router)
+
+    async def init_state(
+        self,
+        engine_client: Any,
+        state: State,
+        args: Namespace,  # noqa: ARG002
+    ) -> None:
+        """Put our engine client in place, and make sure that the processor is loaded."""
+        if engine_client is None:
+            return
+        proxy = EMInfEngineClient(engine_client)
+        status = await _loaded_status(proxy)
+        for name in _HANDLERS:
+            handler = getattr(state, name, None)
+            if handler is not None:
+                handler.engine_client = proxy
+        state.em_inf_engine_client = proxy
+        metrics.INFO.labels(
+            version("em-inf"),
+            vllm.__version__,
+            status["runner"],
+            status["backend"],
+            status["device"],
+        ).set(1)
+
+
+async def _loaded_status(proxy: EMInfEngineClient) -> dict[str, Any]:
+    """The status of a worker that samples.
+
+    Raises:
+        RuntimeError: no worker has our processor.
+    """
+    for status in await proxy.status():
+        if status:
+            return status
+    raise RuntimeError(
+        "EM-INF's endpoint plugin is loaded but its logits processor is not. Start the "
+        "server with `em-inf serve`, which puts both in place."
+    )
+
+
+class _Route(APIRoute):
+    """A route that says in OpenAI's form, too, that a body cannot be parsed at all."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler; of its errors only the unparsable body is ours."""
+        handle = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except HTTPException as error:
+                if error.status_code != 400 or error.__cause__ is None:
+                    raise
+                nested = isinstance(error.__cause__, RecursionError)
+                reason = "it is nested too deeply" if nested else "it is not valid JSON"
+                body = create_error_response(
+                    f"body: the request cannot be read: {reason}", param="body"
+                )
+                return JSONResponse(body.model_dump(), status_code=400)
+
+        return guarded
+
+
+def _override(router: APIRouter, core: APIRoute, model: type[BaseModel]) -> None:
+    handler: Handler = core.endpoint
+
+    async def endpoint(request: Any, raw_request: Any) -> Any:
+        response = await handler(request, raw_request)
+        return _with_report(request, response)
+
+    # What FastAPI reads to parse the body.
+    endpoint.__annotations__ = {"request": model, "raw_request": Request}
+    endpoint.__name__ = handler.__name__
+    router.add_api_route(
+        core.path,
+        endpoint,
+        methods=["POST"],
+        name=core.name,
+        dependencies=core.dependencies,
+        responses=core.responses,
+    )
+
+
+def _with_report(request: Any, response: Response | None) -> Response | None:
+    """Add the statistics to a response that has any to show."""
+    report = getattr(request, "em_inf_report", None)
+    if report is None or report.settings.report == "none":
+        return response
+    one_choice = isinstance(request, EMInfResponsesRequest)
+    if isinstance(response, StreamingResponse):
+        add = add_to_event_stream if one_choice else add_to_stream
+        response.body_iterator = add(response.body_iterator, report)  # type: ignore[arg-type]
+    elif isinstance(response, JSONResponse) and response.status_code == 200:
+        add_to_json(response, report, one_choice)
+    return response
+
+
+async def describe_server(raw_request: Request) -> dict[str, Any]:
+    """Version, runner, backend, default settings, presets, fields with their ranges.
+
+    Asks the workers, so an answer proves that the processor is loaded and the engine
+    answers.
+    """
+    try:
+        status = await _loaded_status(raw_request.app.state.em_inf_engine_client)
+    except Exception as error:
+        reason = f"the engine does not answer: {error}"
+        raise fastapi.HTTPException(503, reason) from error
+    server = server_settings()
+    return {
+        "version": version("em-inf"),
+        "vllm_version": vllm.__version__,
+        "runner": status["runner"],
+        "backend": status["backend"],
+        "device": status["device"],
+        "enabled_by_default": server.enabled_by_default,
+        "default_settings": server.default.model_dump(),
+        "limits": {"max_grad_steps": server.max_grad_steps},
+        "presets": {
+            name: settings_of_method(settings)
+            for name, settings in server.presets.items()
+        },
+        "fields": server.allowed_values(),
+    }

@@ -1,0 +1,84 @@
+"""What we rely on in vLLM. When one of these fails, vLLM moved: read before you mend."""
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+from vllm import SamplingParams
+from vllm.entrypoints.cli.serve import ServeSubcommand
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.core_client import AsyncMPClient, DPAsyncMPClient
+from vllm.v1.engine.parallel_sampling import ParentRequest
+from vllm.v1.sample.logits_processor import (
+    BUILTIN_LOGITS_PROCESSORS,
+    interface,
+)
+from vllm.v1.worker.gpu.sample.logits_processor import interface as v2_interface
+
+from logits_processors.processor import EMInfLogitsProcessor
+from server.protocol import REQUEST_MODELS
+
+
+def test_our_class_satisfies_both_processor_interfaces() -> None:
+    assert issubclass(EMInfLogitsProcessor, interface.LogitsProcessor)
+    assert issubclass(EMInfLogitsProcessor, v2_interface.LogitsProcessor)
+    assert not inspect.isabstract(EMInfLogitsProcessor)
+
+
+def test_runners_construct_with_different_numbers_of_arguments() -> None:
+    v1 = inspect.signature(interface.LogitsProcessor.__init__)
+    v2 = inspect.signature(v2_interface.LogitsProcessor.__init__)
+    assert list(v1.parameters) == ["self", "vllm_config", "device", "is_pin_memory"]
+    assert list(v2.parameters) == ["self", "vllm_config", "req_states"]
+
+
+def test_batch_update_has_the_parts_that_we_follow() -> None:
+    fields = interface.BatchUpdate.__dataclass_fields__
+    assert {"removed", "added", "moved"} <= set(fields)
+    assert {m.name for m in interface.MoveDirectionality} == {"UNIDIRECTIONAL", "SWAP"}
+    assert BUILTIN_LOGITS_PROCESSORS
+
+
+def test_v2_context_has_the_fields_that_we_read() -> None:
+    context = set(v2_interface.LogitsContext.__dataclass_fields__)
+    assert {
+        "expanded_idx_mapping",
+        "idx_mapping_np",
+        "pos",
+        "seq_lens_upper_bound_np",
+    } <= context
+    state = set(v2_interface.LogitsProcRequestState.__dataclass_fields__)
+    assert {"device", "max_num_reqs", "prompt_len", "prefill_len"} <= state
+
+
+@pytest.mark.parametrize("client", [AsyncMPClient, DPAsyncMPClient])
+def test_engine_clients_can_call_every_engine(client: type) -> None:
+    assert inspect.iscoroutinefunction(client.call_utility_all_async)
+
+
+def test_choices_of_one_request_have_seeds_that_count_up() -> None:
+    params = SamplingParams(n=3, seed=7, output_kind=RequestOutputKind.FINAL_ONLY)
+    params.extra_args = {"em_inf": {"key": "k"}}
+
+    parent = ParentRequest(
+        SimpleNamespace(request_id="r", external_req_id="r", params=params)
+    )
+    children = [parent.get_child_info(i)[1] for i in range(3)]
+    assert [child.seed for child in children] == [7, 8, 9]
+    assert all(child.extra_args == params.extra_args for child in children)
+
+
+def test_validation_errors_carry_the_field_to_the_answer() -> None:
+    error = VLLMValidationError("text", parameter="em_inf.threshold")
+    assert error.parameter == "em_inf.threshold"
+    assert not isinstance(error, ValueError), "pydantic would wrap it"
+
+
+@pytest.mark.parametrize("path", list(REQUEST_MODELS)[:3])
+def test_request_models_turn_themselves_into_sampling_parameters(path: str) -> None:
+    assert callable(REQUEST_MODELS[path].to_sampling_params)  # type: ignore[attr-defined]
+
+
+def test_serve_is_a_subcommand_that_can_be_extended() -> None:
+    assert {"subparser_init", "validate", "cmd"} <= set(dir(ServeSubcommand))

@@ -1,0 +1,167 @@
+"""The command line: what it puts in place, and what it refuses to start."""
+
+import json
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from logits_processors.settings import SettingsError
+from server import cli
+
+
+def arguments(**changed: Any) -> Namespace:
+    usual = {
+        "grpc": False,
+        "runner": "auto",
+        "worker_extension_cls": "",
+        "speculative_config": None,
+    }
+    return Namespace(**{**usual, **changed})
+
+
+def flags(*argv: str) -> Namespace:
+    parser = ArgumentParser()
+    cli.add_flags(parser)
+    return parser.parse_args(argv)
+
+
+def test_plain_start_is_allowed() -> None:
+    cli.check_args(arguments(), {})
+
+
+@pytest.mark.parametrize(
+    ("changed", "environ", "reason"),
+    [
+        ({}, {"VLLM_USE_RUST_FRONTEND": "1"}, "VLLM_USE_RUST_FRONTEND"),
+        ({"grpc": True}, {}, "--grpc"),
+        ({"runner": "pooling"}, {}, "pooling"),
+        ({"worker_extension_cls": "mine.Extension"}, {}, "mine.Extension"),
+        (
+            {"speculative_config": {"method": "ngram"}},
+            {"VLLM_USE_V2_MODEL_RUNNER": "0"},
+            "V1 model runner",
+        ),
+    ],
+    ids=["rust", "grpc", "pooling", "worker extension", "speculation on V1"],
+)
+def test_start_that_could_not_work_is_refused_with_its_reason(
+    changed: dict[str, Any], environ: dict[str, str], reason: str
+) -> None:
+    with pytest.raises(cli.RefusedStartError, match=reason):
+        cli.check_args(arguments(**changed), environ)
+
+
+def test_speculation_on_v2_is_allowed() -> None:
+    speculating = arguments(speculative_config={"method": "ngram"})
+    cli.check_args(speculating, {"VLLM_USE_V2_MODEL_RUNNER": "1"})
+
+
+@pytest.mark.parametrize(
+    ("installed", "reason"),
+    [(None, "not installed"), ("0.31.2", "0.31.2"), ("0.34.0", "0.34.0"), ("1.0", "1.0")],
+)
+def test_vllm_that_nobody_tested_is_refused(
+    monkeypatch: pytest.MonkeyPatch, installed: str | None, reason: str
+) -> None:
+    def version(_: str) -> str:
+        if installed is None:
+            raise cli.PackageNotFoundError
+        return installed
+
+    monkeypatch.setattr(cli, "version", version)
+    with pytest.raises(cli.RefusedStartError, match=reason):
+        cli.check_vllm()
+
+
+@pytest.mark.parametrize("installed", ["0.32.0", "0.33.0", "0.33.1", "0.33.0+cpu"])
+def test_vllm_of_a_tested_version_is_taken(
+    monkeypatch: pytest.MonkeyPatch, installed: str
+) -> None:
+    monkeypatch.setattr(cli, "version", lambda _: installed)
+    cli.check_vllm()
+
+
+def test_other_plugins_stay_allowed_beside_ours() -> None:
+    assert cli.allowed_plugins({"VLLM_PLUGINS": "mine, yours"}) == [
+        "mine",
+        "yours",
+        "em_inf",
+    ]
+    assert cli.allowed_plugins({"VLLM_PLUGINS": "em_inf"}) == ["em_inf"]
+    everything = cli.allowed_plugins({})
+    general = [e.name for e in entry_points(group="vllm.general_plugins")]
+    assert general
+    assert set(general) < set(everything)
+
+
+def test_settings_are_read_from_flags_and_file(tmp_path: Path) -> None:
+    presets = tmp_path / "presets.json"
+    presets.write_text(json.dumps({"mild": {"n_grad_steps": 1}}))
+    settings = cli.read_settings(
+        flags(
+            "--em-inf-default", "mild",
+            "--em-inf-presets", str(presets),
+            "--em-inf-max-grad-steps", "20",
+        )
+    )  # fmt: skip
+    assert settings.enabled_by_default
+    assert settings.default.n_grad_steps == 1
+    assert settings.max_grad_steps == 20
+
+
+def test_default_can_be_json_on_or_off() -> None:
+    assert not cli.read_settings(flags()).enabled_by_default
+    assert cli.read_settings(flags("--em-inf-default", "on")).enabled_by_default
+    settings = cli.read_settings(flags("--em-inf-default", '{"n_grad_steps": 7}'))
+    assert settings.default.n_grad_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        (["--em-inf-default", "nope"], "nope"),
+        (["--em-inf-default", "{nope"], "not JSON"),
+        (["--em-inf-default", '{"n_grad_steps": 65}'], "at most 64"),
+        (["--em-inf-presets", "/nowhere.json"], "cannot be read"),
+        (["--em-inf-max-grad-steps", "0"], "--em-inf-max-grad-steps"),
+    ],
+)
+def test_wrong_flag_is_refused_by_name(argv: list[str], reason: str) -> None:
+    with pytest.raises(SettingsError, match=reason):
+        cli.read_settings(flags(*argv))
+
+
+def run(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "server", *argv],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environ},
+        timeout=300,
+    )
+
+
+def test_help_shows_our_flags_beside_vllms() -> None:
+    text = run("serve", "--help=all").stdout
+    assert "--em-inf-default" in text
+    assert "--max-num-seqs" in text
+
+
+def test_refusal_is_one_sentence_and_no_traceback() -> None:
+    refused = run("serve", "--em-inf-default", "nope")
+    assert refused.returncode == 1
+    assert "em-inf serve: --em-inf-default: 'nope' is no preset" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_unknown_command_fails_with_the_usage() -> None:
+    failed = run("bake")
+    assert failed.returncode == 2
+    assert "usage: em-inf serve" in failed.stderr

@@ -1,0 +1,119 @@
+"""The way back of the statistics: who merges, trims and fetches them."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from server.engine_client import StatisticsFetcher, _merge, _trim
+from server.report import Call
+
+
+class Engines:
+    """Stands where vLLM's engine client does; each engine answers for its ranks."""
+
+    def __init__(self, *answers: list[dict[str, Any]]) -> None:
+        self.engine_core = self
+        self.answers = list(answers)
+        self.calls: list[tuple[Any, ...]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def call_utility_all_async(self, *args: Any) -> list[Any]:
+        self.calls.append(args)
+        await self.gate.wait()
+        return self.answers
+
+
+def rank(records: dict[str, Any], **errors: int) -> dict[str, Any]:
+    return {"records": records, "errors": errors}
+
+
+def columns(n: int) -> list[list[float]]:
+    return [[1.0] * n, [0.5] * n, [5.0] * n, [1.0] * n]
+
+
+def errors_counted() -> float:
+    labels = {"kind": "apply"}
+    return REGISTRY.get_sample_value("em_inf_processor_errors_total", labels) or 0
+
+
+def test_ranks_of_one_engine_count_once() -> None:
+    same = rank({"key": {0: columns(3)}})
+    assert _merge([[same, same]]) == {"key": {0: columns(3)}}
+
+
+def test_data_parallel_engines_add_up() -> None:
+    one, two = rank({"a": {0: columns(1)}}), rank({"b": {0: columns(2)}})
+    assert _merge([[one], [two]]) == {"a": {0: columns(1)}, "b": {0: columns(2)}}
+
+
+def test_rank_with_more_tokens_wins() -> None:
+    answers = [[rank({"key": {0: columns(0)}}), rank({"key": {0: columns(2)}})]]
+    assert _merge(answers)["key"][0] == columns(2)
+
+
+def test_errors_count_once_for_an_engine_and_add_up_over_engines() -> None:
+    before = errors_counted()
+    engine = [rank({}, apply=2), rank({}, apply=2)]
+    _merge([engine, [rank({}, apply=1)]])
+    assert errors_counted() - before == 3
+
+
+def test_figures_are_cut_to_the_tokens_that_the_client_got() -> None:
+    call = Call("key", 2, {0: 2, 1: 2}, {0: columns(3)})
+    _trim(call)
+    assert call.columns is not None
+    assert call.columns[0] == columns(2)
+    assert all(x != x for column in call.columns[1] for x in column)
+    assert [len(column) for column in call.columns[1]] == [2, 2, 2, 2]
+
+
+def test_keys_that_come_up_during_a_call_go_together_with_the_next() -> None:
+    async def scenario() -> tuple[list[Any], list[Any]]:
+        engines = Engines([rank({k: {0: columns(1)} for k in "abcd"})])
+        engines.gate.clear()
+        fetcher = StatisticsFetcher(engines)
+        first = asyncio.create_task(fetcher.fetch("a"))
+        await asyncio.sleep(0.01)
+        others = [asyncio.create_task(fetcher.fetch(key)) for key in "bc"]
+        await asyncio.sleep(0.01)
+        fetcher.forget("d")
+        engines.gate.set()
+        results = await asyncio.gather(first, *others)
+        return results, [call[3] for call in engines.calls]
+
+    results, asked = asyncio.run(scenario())
+    assert results == [{0: columns(1)}] * 3
+    assert asked == [(["a"],), (["b", "c", "d"],)]
+
+
+def test_engine_that_fails_to_answer_leaves_the_answer_without_figures() -> None:
+    class Broken(Engines):
+        async def call_utility_all_async(self, *args: Any) -> list[Any]:
+            raise RuntimeError("no answer")
+
+    async def scenario() -> Any:
+        fetcher = StatisticsFetcher(Broken())
+        return await fetcher.fetch("a")
+
+    before = REGISTRY.get_sample_value("em_inf_fetch_errors_total") or 0
+    assert asyncio.run(scenario()) is None
+    assert REGISTRY.get_sample_value("em_inf_fetch_errors_total") == before + 1
+
+
+def test_unknown_key_has_no_figures() -> None:
+    async def scenario() -> Any:
+        return await StatisticsFetcher(Engines([rank({})])).fetch("a")
+
+    assert asyncio.run(scenario()) == {}
+
+
+@pytest.mark.parametrize("engines", [1, 3])
+def test_every_engine_is_asked_and_every_worker_answers(engines: int) -> None:
+    async def scenario() -> list[Any]:
+        client = Engines(*([{"rank": i}] for i in range(engines)))
+        return await StatisticsFetcher(client).call_workers("em_inf_status")
+
+    assert asyncio.run(scenario()) == [{"rank": i} for i in range(engines)]

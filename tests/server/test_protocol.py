@@ -1,0 +1,151 @@
+"""What the field looks like in responses, for streams and figures of every kind."""
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from logits_processors.settings import Settings
+from server.protocol import add_to_event_stream, add_to_stream
+from server.report import Report, report_body
+
+
+def report_of(*choices: list[list[float]] | None, report: str = "trace") -> Report:
+    """A report of one engine request for each choice given as columns."""
+    made = Report(Settings(report=report), "default")  # type: ignore[arg-type]
+    for columns in choices:
+        call = made.new_call(1)
+        call.columns = None if columns is None else {0: columns}
+    return made
+
+
+COLUMNS = [[1.0, 0.1], [0.5, 0.1], [5.0, 0.0], [1.0, 1.0]]
+
+
+def run(
+    add: Callable[[AsyncIterator[Any], Report], AsyncIterator[Any]], *chunks: str
+) -> list[str]:
+    async def source() -> AsyncIterator[str]:
+        for chunk in chunks:
+            yield chunk
+
+    async def collect() -> list[str]:
+        return [chunk async for chunk in add(source(), report_of(COLUMNS))]
+
+    return asyncio.run(collect())
+
+
+def event(**body: Any) -> str:
+    return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"
+
+
+WORD = event(choices=[{"delta": {"content": "a"}, "finish_reason": None}])
+FINISH = event(choices=[{"delta": {}, "finish_reason": "stop"}])
+USAGE = event(choices=[], usage={})
+DONE = "data: [DONE]\n\n"
+
+
+def test_figures_are_summed_up() -> None:
+    (choice,) = report_body(report_of(COLUMNS), one_choice=False)["choices"]
+    assert choice == {
+        "index": 0,
+        "tokens": 2,
+        "tokens_minimized": 1,
+        "grad_steps": 5,
+        "mean_entropy_before": 0.55,
+        "mean_entropy_after": 0.3,
+        "trace": {
+            "entropy_before": [1.0, 0.1],
+            "entropy_after": [0.5, 0.1],
+            "grad_steps": [5, 0],
+        },
+    }
+
+
+def test_summary_has_no_trace() -> None:
+    body = report_body(report_of(COLUMNS, report="summary"), one_choice=False)
+    assert "trace" not in body["choices"][0]
+
+
+def test_token_that_was_not_recorded_is_null_and_counted() -> None:
+    nan = math.nan
+    columns = [[1.0, nan], [0.5, nan], [5.0, nan], [1.0, nan]]
+    (choice,) = report_body(report_of(columns), one_choice=False)["choices"]
+    assert choice["tokens"] == 2
+    assert choice["tokens_not_recorded"] == 1
+    assert choice["mean_entropy_before"] == 1.0
+    assert choice["trace"]["entropy_before"] == [1.0, None]
+    assert choice["trace"]["grad_steps"] == [5, None]
+    assert json.dumps(choice, allow_nan=False)
+
+
+def test_answer_without_tokens_has_no_means() -> None:
+    (choice,) = report_body(report_of([[], [], [], []]), one_choice=False)["choices"]
+    assert choice["tokens"] == 0
+    assert choice["mean_entropy_before"] is None
+
+
+def test_statistics_that_could_not_be_fetched_are_said_to_be_missing() -> None:
+    body = report_body(report_of(COLUMNS, None), one_choice=False)
+    assert "error" not in body["choices"][0]
+    assert body["choices"][1] == {
+        "index": 1,
+        "error": "the statistics could not be fetched",
+    }
+
+
+def test_turns_of_a_tool_loop_are_one_choice() -> None:
+    body = report_body(report_of(COLUMNS, COLUMNS), one_choice=True)
+    (choice,) = body["choices"]
+    assert choice["tokens"] == 4
+    assert choice["grad_steps"] == 10
+
+
+@pytest.mark.parametrize(
+    ("chunks", "last"),
+    [
+        ([WORD, FINISH, DONE], FINISH),
+        ([WORD, FINISH, USAGE, DONE], USAGE),
+        ([WORD, FINISH, WORD, FINISH, DONE], FINISH),
+        ([WORD, FINISH, ": keep-alive\n\n", DONE], FINISH),
+    ],
+    ids=["finish", "usage", "two choices", "keep-alive"],
+)
+def test_only_the_last_chunk_of_a_stream_is_changed(chunks: list[str], last: str) -> None:
+    out = run(add_to_stream, *chunks)
+    changed = [chunk for chunk in out if '"em_inf"' in chunk]
+    assert len(changed) == 1
+    body = json.loads(changed[0].removeprefix("data: "))
+    assert body.pop("em_inf")["choices"][0]["tokens"] == 2
+    assert event(**body) == last
+    kept = sorted(chunk for chunk in out if chunk not in changed)
+    rest = list(chunks)
+    del rest[len(rest) - 1 - rest[::-1].index(last)]
+    assert kept == sorted(rest)
+
+
+def test_stream_that_ends_in_an_error_passes_unchanged() -> None:
+    chunks = [WORD, event(error={"message": "engine died"}), DONE]
+    assert run(add_to_stream, *chunks) == chunks
+
+
+def test_users_text_is_not_taken_for_the_end_of_a_stream() -> None:
+    text = '"finish_reason":"stop" "choices":[]'
+    word = event(choices=[{"delta": {"content": text}, "finish_reason": None}])
+    assert run(add_to_stream, word, word, FINISH, DONE)[:2] == [word, word]
+
+
+@pytest.mark.parametrize("kind", ["response.completed", "response.incomplete"])
+def test_event_that_ends_a_responses_stream_is_changed(kind: str) -> None:
+    delta = f"event: response.output_text.delta\n{event(type='delta')}"
+    end = f"event: {kind}\n{event(type=kind, response={'id': 'x'})}"
+    out = run(add_to_event_stream, delta, end)
+    assert out[0] == delta
+    head, _, data = out[1].partition("\n")
+    assert head == f"event: {kind}"
+    body = json.loads(data.removeprefix("data: "))
+    assert body["response"]["id"] == "x"
+    assert body["response"]["em_inf"]["choices"][0]["tokens"] == 2

