@@ -30,6 +30,6 @@ model: ## train the bundled model again, under an hour on two cores
 	@deploy/install cpu dev
 	@.venv/bin/python -m server.demo_model.train
 
-card: ## measure the bundled model on held-out problems, as its card says
-	@deploy/install cpu dev
+card: ## measure the bundled model on held-out problems, on the server of make serve
+	@deploy/install $(BUILD)
 	@.venv/bin/python -m server.demo_model.evaluate

@@ -31,9 +31,9 @@ def minimize_entropy_(
 ) -> RowStats:
     """Lower the entropy of the chosen rows in place; every other row stays bit for bit.
 
-    A row's result depends on nothing but that row and its settings. A row below its
-    threshold, with NaN or +inf in it, or with a single allowed token stays bit for bit
-    as well; -inf stays -inf.
+    A row's result depends on nothing but that row and its settings (on a GPU, up to
+    rounding). A row below its threshold, with NaN or +inf in it, or with a single allowed
+    token stays bit for bit as well; -inf stays -inf.
 
     Args:
         logits: [R, V] float32, last dimension contiguous.

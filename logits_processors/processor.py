@@ -96,8 +96,9 @@ class EMInfLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         # V1: the live list of output tokens of each slot; its length is the position.
         self._outputs: list[list[int] | None] = [None] * self._num_slots
         if self._samples:
-            self._max_rows = self._num_slots * (1 + drafts)
-            self._workspace = Workspace(vocab_size, self._max_rows, device)
+            self._rows_per_request = 1 + drafts
+            max_rows = self._num_slots * self._rows_per_request
+            self._workspace = Workspace(vocab_size, max_rows, device)
         RECORDER.status = {
             "runner": "V2" if self._is_v2 else "V1",
             "backend": pick_backend("auto", device),
@@ -121,8 +122,8 @@ class EMInfLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if kind not in self._logged:
             self._logged.add(kind)
             logger.exception(
-                "EM-INF failed (%s); the logits go on unchanged. Further errors of this "
-                "kind are only counted, in em_inf_processor_errors_total.",
+                "EM-INF failed (%s); logits not yet done go on unchanged. Further errors "
+                "of this kind are only counted, in em_inf_processor_errors_total.",
                 kind,
             )
 
@@ -237,17 +238,27 @@ class EMInfLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             any_adaptive=self._slots.any_adaptive(slots),
         )
         records = [self._slots.records[slot] for slot in slots]
-        self._recorder.add(stats, records, positions)
+        self._record(self._recorder.add, stats, records, positions)
+
+    @_guarded("record", lambda *_: None)
+    def _record(self, add: Callable[..., None], *figures: Any) -> None:
+        """Hand figures to the recorder; an error there is no reason to lose the row."""
+        add(*figures)
 
     def _apply_v2_drafts(self, logits: torch.Tensor, ctx: LogitsContext) -> torch.Tensor:
         """Several rows a request (speculative decoding); only the device knows whose.
 
-        Every row goes through: rows of other requests have step count 0 and stay.
+        The host knows how many rows there can be at most. So many are taken, those of
+        requests with EM-INF on first; any other among them has step count 0 and stays.
         """
         import torch
 
+        num_active = int(self._slots.active[ctx.idx_mapping_np].sum())
+        most = min(logits.shape[0], num_active * self._rows_per_request)
         slots = ctx.expanded_idx_mapping.long()
-        rows = torch.arange(logits.shape[0], device=logits.device)
+        on = self._slots.is_on(slots)
+        rows = torch.argsort(on, descending=True, stable=True)[:most]
+        slots = slots[rows]
         stats = self._minimize_entropy_(
             logits,
             rows,
@@ -256,11 +267,12 @@ class EMInfLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             max_grad_steps=self._slots.max_grad_steps(ctx.idx_mapping_np),
             any_adaptive=self._slots.any_adaptive(ctx.idx_mapping_np),
         )
-        length = ctx.pos + 1
+        length = ctx.pos[rows] + 1
         position = length - self._req_states.prompt_len.gpu[slots]
         sampled = length >= self._req_states.prefill_len.gpu[slots]
         position = torch.where(sampled, position, -1)
-        self._recorder.add_by_slot(stats, self._slots.records, slots, position)
+        records = self._slots.records
+        self._record(self._recorder.add_by_slot, stats, records, slots, position)
         return logits
 
 

@@ -150,25 +150,23 @@ class Recorder:
         self._pending.append(_Pending(figures, list(records), None))
         self.settle()
 
-    def settle(self, wait: bool = False) -> None:
-        """Move what has arrived from the device into the records.
-
-        Args:
-            wait: also wait for what has not.
-        """
+    def settle(self) -> None:
+        """Move what has arrived from the device into the records; waits for nothing."""
         while self._pending:
             event = self._pending[0].event
             if event is not None and not event.query():
-                if not wait:
-                    return
-                event.synchronize()
+                return
             not_finite = self._pending.popleft().settle()
             if not_finite:
                 self.errors["row_not_finite"] += not_finite
 
     def pop(self, keys: Sequence[str]) -> dict[str, dict[int, list[list[float]]]]:
-        """Hand out the records of finished requests and forget them."""
-        self.settle(wait=True)
+        """Hand out the records of finished requests and forget them.
+
+        A step's figures are copied from the device before its sampled tokens are, so a
+        request whose last token has been seen has all of its figures here.
+        """
+        self.settle()
         popped = {}
         for key in keys:
             choices = self._choices.pop(key, None)

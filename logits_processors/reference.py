@@ -121,9 +121,10 @@ def minimize_rows_(
 
 
 def _sum(values: Tensor) -> Tensor:
-    """Sum of each row, `[N]`, in an order that does not depend on N.
+    """Sum of each row, `[N]`; on a CPU, in an order that does not depend on N.
 
-    On a CPU torch splits a lone long row among its threads, but not two rows.
+    There torch splits a lone long row among its threads, but not two rows. On a GPU the
+    order may depend on N, and the last bits of a row on how many run beside it.
     """
     if values.shape[0] == 1:
         return values.expand(2, -1).sum(dim=1)[:1]
@@ -242,7 +243,9 @@ def _adaptive_temperature_(
             break
     log_t = torch.where(reached, best, low)
     temperature = torch.where(chosen, log_t.exp(), 1.0)
-    out.temperature.copy_(temperature)
     z.div_(temperature[:, None])
     after, _ = _softmax_(z, y, p, product)
+    # Logits near float32's limit overflow; such a row is left alone.
+    chosen = chosen & after.isfinite()
+    out.temperature.copy_(torch.where(chosen, temperature, 1.0))
     out.entropy_after.copy_(torch.where(chosen, after, out.entropy_after))

@@ -145,11 +145,15 @@ class ServerSettings(BaseModel):
                 value = json.loads(text)
             except json.JSONDecodeError as error:
                 raise SettingsError("--em-inf-default", f"not JSON: {error}") from None
+        enabled = True
+        if isinstance(value, dict) and value.get("enabled") is False:
+            # Off unless asked for; then, these settings.
+            enabled, value = False, {**value, "enabled": True}
         settings, preset = server._resolve(value, "--em-inf-default")
         return cls(
             max_grad_steps=max_grad_steps,
             presets=known,
-            enabled_by_default=settings is not None,
+            enabled_by_default=enabled,
             default=settings or Settings(),
             default_preset=preset,
         )

@@ -104,6 +104,10 @@ class Slots:
         """Settings of the given slots, `[N]` int64 on the device, as columns."""
         return RowParams(*self._device_table.index_select(0, slots).unbind(dim=1))
 
+    def is_on(self, slots: Tensor) -> Tensor:
+        """Which of the given slots, `[N]` int64 on the device, have EM-INF on."""
+        return self.params(slots).learning_rate > 0
+
     def max_grad_steps(self, slots: NDArray[np.integer]) -> int:
         """The largest step count among the given slots, known to the host."""
         return int(self._host[slots, 1].max(initial=0))

@@ -86,8 +86,6 @@ def serve(argv: Sequence[str]) -> None:
     check_vllm()
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ["VLLM_PLUGINS"] = ",".join(allowed_plugins(os.environ))
-    # Before vLLM reads it. On a CPU vLLM else asks for nearly all of the memory.
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -105,6 +103,10 @@ def serve(argv: Sequence[str]) -> None:
     settings = read_settings(args)
     check_args(args, os.environ)
     os.environ[SERVER_SETTINGS_VARIABLE] = settings.model_dump_json()
+    ray = os.environ.get("VLLM_RAY_EXTRA_ENV_VARS_TO_COPY", "").split(",")
+    os.environ["VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"] = ",".join(
+        name for name in [*ray, SERVER_SETTINGS_VARIABLE] if name
+    )
     args.logits_processors = [*(args.logits_processors or []), PROCESSOR]
     args.worker_extension_cls = WORKER_EXTENSION
     command.validate(args)
@@ -160,6 +162,8 @@ def use_demo_model(args: argparse.Namespace) -> None:
         args.dtype = "float32"
     # Compiling a model of this size takes longer than it ever saves.
     args.enforce_eager = True
+    # GiB. On a CPU vLLM else asks for nearly all of the memory.
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
 def check_vllm() -> None:
@@ -251,11 +255,13 @@ def announce(args: argparse.Namespace) -> None:
     if args.uds or args.ssl_certfile:
         return
     host = args.host if args.host not in (None, "", "0.0.0.0", "::") else "localhost"
+    host = f"[{host}]" if ":" in host else host
     address = f"http://{host}:{args.port}{args.root_path or ''}"
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
         time.sleep(0.5)
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
+            with direct.open(f"{address}/health", timeout=5):
                 break
         except (urllib.error.URLError, OSError):
             continue
@@ -271,7 +277,11 @@ def announce(args: argparse.Namespace) -> None:
         ],
         "em_inf": True,
     }
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if args.api_key else ""
+    key = (
+        " -H 'Authorization: Bearer YOUR_KEY'"
+        if args.api_key or os.environ.get("VLLM_API_KEY")
+        else ""
+    )
     print(
         f"\nem-inf serves {model} at {address}. Try:\n\n"
         f"curl -s {address}/v1/chat/completions -H 'Content-Type: application/json'{key} "

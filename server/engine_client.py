@@ -36,6 +36,7 @@ EM_INF_OFF = "off"
 """In `extra_args["em_inf"]`: this request turned the server's default off."""
 
 FETCH_TIMEOUT_SECONDS = 30.0
+TICK_SECONDS = 15.0
 
 
 class EMInfEngineClient:
@@ -124,6 +125,10 @@ class EMInfEngineClient:
             if not fetched:
                 self._fetcher.forget(call.key)
 
+    def keep_errors_current(self) -> None:
+        """Bring the workers' errors to the metrics also while nobody asks for reports."""
+        self._fetcher.start_ticking()
+
     async def status(self) -> list[dict[str, Any]]:
         """What each worker's processor says of itself; empty objects where none is."""
         return await self._fetcher.call_workers("em_inf_status")
@@ -140,6 +145,7 @@ class StatisticsFetcher:
         self._waiting: dict[str, asyncio.Future[dict[int, Columns] | None]] = {}
         self._unwanted: list[str] = []
         self._task: asyncio.Task[None] | None = None
+        self._ticker: asyncio.Task[None] | None = None
 
     async def fetch(self, key: str) -> dict[int, Columns] | None:
         """The figures under a key by choice; None where they could not be fetched."""
@@ -152,6 +158,16 @@ class StatisticsFetcher:
         """Have the worker drop a key whose client went away."""
         self._unwanted.append(key)
         self._start()
+
+    def start_ticking(self) -> None:
+        """Call the workers every now and then, for the errors that they counted."""
+        self._ticker = asyncio.get_running_loop().create_task(self._tick())
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._unwanted.append("")
+            self._start()
 
     async def call_workers(self, method: str, *args: Any) -> list[Any]:
         """Call a method of the worker extension everywhere.

@@ -17,7 +17,7 @@ _FETCH_BUCKETS = (
 
 REQUESTS = Counter(
     "em_inf_requests_total",
-    "Engine requests that ran with EM-INF, by method and preset.",
+    "Requests sent to the engine with EM-INF on, by method and preset.",
     ["method", "preset"],
 )
 REFUSED = Counter(

@@ -13,7 +13,7 @@ from typing import Any
 
 import fastapi
 import vllm
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
@@ -32,6 +32,7 @@ from server.protocol import (
     add_to_event_stream,
     add_to_json,
     add_to_stream,
+    refuse_em_inf,
 )
 
 _HANDLERS = (
@@ -43,6 +44,9 @@ _HANDLERS = (
     "serving_tokens",
 )
 """vLLM's handlers that sample tokens for a user, by their name on `app.state`."""
+
+ROUTES_WITHOUT_MODEL = ("/invocations", "/inference/v1/generate")
+"""Routes that sample with the server's default and could not read the field."""
 
 Handler = Callable[[Any, Request], Awaitable[Any]]
 
@@ -61,6 +65,8 @@ class EMInfPlugin:
                 model = REQUEST_MODELS.get(route.path)
                 if model is not None:
                     _override(router, route, model)
+                elif route.path in ROUTES_WITHOUT_MODEL:
+                    _refuse_field(router, route)
         router.add_api_route("/v1/em_inf", describe_server, methods=["GET"])
         app.include_router(router)
 
@@ -80,6 +86,7 @@ class EMInfPlugin:
             if handler is not None:
                 handler.engine_client = proxy
         state.em_inf_engine_client = proxy
+        proxy.keep_errors_current()
         metrics.INFO.labels(
             version("em-inf"),
             vllm.__version__,
@@ -125,6 +132,18 @@ class _Route(APIRoute):
                 return JSONResponse(body.model_dump(), status_code=400)
 
         return guarded
+
+
+def _refuse_field(router: APIRouter, core: APIRoute) -> None:
+    """Have a route of vLLM's, which reads its body itself, refuse our field."""
+    router.add_api_route(
+        core.path,
+        core.endpoint,
+        methods=["POST"],
+        name=core.name,
+        dependencies=[*core.dependencies, Depends(refuse_em_inf)],
+        responses=core.responses,
+    )
 
 
 def _override(router: APIRouter, core: APIRoute, model: type[BaseModel]) -> None:

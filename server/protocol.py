@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Self
 
+from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import (
     BaseModel,
@@ -117,6 +118,20 @@ class EMInfRequestMixin(BaseModel):
         return params
 
 
+def refuse_field_of(body: Any) -> None:
+    """Refuse a body that has the field, on a route where it would mean nothing.
+
+    Raises:
+        EMInfRequestError: it has it.
+    """
+    if isinstance(body, dict) and body.get("em_inf") is not None:
+        raise _refuse(
+            "em_inf",
+            "is not allowed on this route, where the server's default applies; use "
+            "/v1/chat/completions, /v1/completions or /v1/responses",
+        )
+
+
 class NoEMInfFieldMixin(BaseModel):
     """A request body of a route that takes the server's default, and says so."""
 
@@ -128,13 +143,21 @@ class NoEMInfFieldMixin(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_em_inf(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("em_inf") is not None:
-            raise _refuse(
-                "em_inf",
-                "is not allowed on this route, where the server's default applies; use "
-                "/v1/chat/completions, /v1/completions or /v1/responses",
-            )
+        refuse_field_of(data)
         return data
+
+
+async def refuse_em_inf(raw_request: Request) -> None:
+    """Refuse the field on a route that reads its body itself.
+
+    Raises:
+        EMInfRequestError: the body has it.
+    """
+    try:
+        body = await raw_request.json()
+    except ValueError:
+        return  # The route's own error is better.
+    refuse_field_of(body)
 
 
 class EMInfChatCompletionRequest(EMInfRequestMixin, ChatCompletionRequest):

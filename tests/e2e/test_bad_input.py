@@ -174,7 +174,9 @@ def test_settings_smuggled_past_the_field_are_refused(server: Server) -> None:
     assert_refused(answer, "vllm_xargs.em_inf")
 
 
-@pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions/batch"])
+@pytest.mark.parametrize(
+    "path", ["/v1/messages", "/v1/chat/completions/batch", "/invocations"]
+)
 def test_route_without_the_field_says_so(server: Server, path: str) -> None:
     body: dict[str, Any] = {**CHAT, "max_tokens": 5, "em_inf": True}
     if path.endswith("batch"):

@@ -789,6 +789,16 @@ def test_rows_of_an_unfinished_prompt_are_not_recorded_while_drafting(
     assert popped("b")[0] == entropies(1)
 
 
+def test_request_resumed_while_drafting_keeps_its_earlier_figures(drafting: V2) -> None:
+    params = asking(FIRST)
+    drafting.add(0, params, prompt_len=10)
+    drafting.step([0], [[10, 11, 12]])
+    drafting.add(1, params, prompt_len=10, prefill_len=13)
+    drafting.step([1], [[11]])
+    drafting.step([1], [[13]])
+    assert popped()[0] == entropies(0, 1, 2, 0)
+
+
 def test_slot_recycled_while_drafting_takes_nothing_from_its_last_request(
     drafting: V2,
 ) -> None:

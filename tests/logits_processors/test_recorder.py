@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from logits_processors import recorder as module
-from logits_processors.recorder import EMInfWorkerExtension, Recorder
+from logits_processors.recorder import (
+    EMInfWorkerExtension,
+    Recorder,
+    _Pending,
+    _stack,
+)
 from logits_processors.reference import RowStats
 
 NAN = float("nan")
@@ -173,7 +178,7 @@ def test_figures_by_slot_go_to_whom_the_slot_belonged_in_that_step(
     slots = [a]
     recorder.add_by_slot(number(1), slots, torch.tensor([0]), torch.tensor([0]))
     slots[0] = b
-    recorder.settle(wait=True)
+    recorder.settle()
     assert before(recorder, "a") == [1]
     assert recorder.pop(["b"])["b"][0][0] == []
 
@@ -184,6 +189,31 @@ def test_large_positions_by_slot_are_exact(recorder: Recorder) -> None:
         number(1), [record], torch.tensor([0]), torch.tensor([1_000_001])
     )
     assert list(record.figures) == [1_000_001]
+
+
+class Event:
+    """A device's event that has, or has not, come to pass."""
+
+    def __init__(self, happened: bool) -> None:
+        self.happened = happened
+
+    def query(self) -> bool:
+        return self.happened
+
+    def synchronize(self) -> None:
+        raise AssertionError("the engine must not wait for the device")
+
+
+def test_popping_waits_for_no_step_that_is_still_running(recorder: Recorder) -> None:
+    a, b = recorder.open("a", 0), recorder.open("b", 0)
+    for record, value, happened in ((a, 1, True), (b, 2, False)):
+        pending = _Pending(_stack(number(value)), [record], [0])
+        pending.event = Event(happened)  # type: ignore[assignment]
+        recorder._pending.append(pending)
+    assert before(recorder, "a") == [1]
+    assert b.figures == {}
+    recorder._pending[0].event = Event(True)  # type: ignore[assignment]
+    assert before(recorder, "b") == [2]
 
 
 # Forgetting ---------------------------------------------------------------------------

@@ -119,6 +119,11 @@ def test_default_can_be_json_on_or_off() -> None:
     assert cli.read_settings(flags("--em-inf-default", "on")).enabled_by_default
     settings = cli.read_settings(flags("--em-inf-default", '{"n_grad_steps": 7}'))
     assert settings.default.n_grad_steps == 7
+    asked = cli.read_settings(
+        flags("--em-inf-default", '{"enabled": false, "n_grad_steps": 9}')
+    )
+    assert not asked.enabled_by_default
+    assert asked.default.n_grad_steps == 9
 
 
 @pytest.mark.parametrize(
