@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from logits_processors.reference import RowParams, RowStats, Workspace, minimize_rows_
+from logits_processors.reference import RowParams, RowStats, Workspace
+from logits_processors.reference import minimize_rows_ as minimize_rows_by_reference_
 
-Backend = Literal["auto", "reference"]
+Backend = Literal["auto", "reference", "cpu"]
 
 
-def pick_backend(backend: Backend, device: torch.device) -> str:  # noqa: ARG001
-    """The backend that will run on `device`; the reference runs on any."""
-    if backend not in ("auto", "reference"):
-        raise ValueError(f"backend {backend!r} is not 'auto' or 'reference'")
-    return "reference"
+def pick_backend(backend: Backend, device: torch.device) -> str:
+    """The backend that will run on `device`: "cpu" is numba's, "reference" runs on any.
+
+    Raises:
+        ValueError: there is no such backend for the device.
+    """
+    possible = ("reference", "cpu") if device.type == "cpu" else ("reference",)
+    if backend == "auto":
+        return possible[-1]
+    if backend not in possible:
+        raise ValueError(
+            f"backend {backend!r} is not 'auto' or one of {', '.join(possible)}, "
+            f"which are there for {device.type}"
+        )
+    return backend
+
+
+def prepare(
+    vocab_size: int, max_rows: int, device: torch.device, backend: Backend = "auto"
+) -> Workspace | None:
+    """Do at start what no request should wait for: compile, warm up, allocate.
+
+    Args:
+        vocab_size: V, the widest row that will come.
+        max_rows: the most rows that will come at a time.
+        device: where the logits live.
+        backend: as for `minimize_entropy_`.
+
+    Returns:
+        What `minimize_entropy_` wants as its workspace.
+    """
+    if pick_backend(backend, device) == "cpu":
+        # numba counts the cores that this thread may use, which vLLM has bound to one.
+        os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
+        from logits_processors.kernels import cpu
+
+        cpu.warm_up(vocab_size)
+        return None
+    return Workspace(vocab_size, max_rows, device)
 
 
 def minimize_entropy_(
@@ -24,7 +60,7 @@ def minimize_entropy_(
     rows: Tensor,
     params: RowParams,
     *,
-    workspace: Workspace,
+    workspace: Workspace | None,
     max_grad_steps: int,
     any_adaptive: bool = True,
     backend: Backend = "auto",
@@ -39,7 +75,8 @@ def minimize_entropy_(
         logits: [R, V] float32, last dimension contiguous.
         rows: [N] int64 on the same device, each at most once.
         params: settings of each chosen row, [N] float32 each.
-        workspace: buffers for rows at least V wide, on the same device.
+        workspace: buffers for rows at least V wide, on the same device; the backend
+            "cpu" needs none.
         max_grad_steps: the largest step count in `params`, known to the host.
         any_adaptive: False spares the other method's work where no row asks for it.
         backend: "auto" takes the fastest for the device.
@@ -70,6 +107,14 @@ def minimize_entropy_(
                 f"params.{name} must be {list(rows.shape)} float32 on {logits.device}, "
                 f"not {list(value.shape)} {value.dtype} on {value.device}"
             )
+    stats = RowStats.empty(rows.numel(), logits.device)
+    if pick_backend(backend, logits.device) == "cpu":
+        from logits_processors.kernels import cpu
+
+        cpu.minimize_rows_(logits, rows, params, stats)
+        return stats
+    if workspace is None:
+        raise ValueError("the reference needs a workspace")
     if workspace.vocab_size < logits.shape[1]:
         raise ValueError(
             f"workspace is for rows of {workspace.vocab_size}, not {logits.shape[1]}"
@@ -78,7 +123,7 @@ def minimize_entropy_(
         raise ValueError(
             f"workspace must be on {logits.device}, not {workspace.buffer.device}"
         )
-    pick_backend(backend, logits.device)
-    stats = RowStats.empty(rows.numel(), logits.device)
-    minimize_rows_(logits, rows, params, stats, workspace, max_grad_steps, any_adaptive)
+    minimize_rows_by_reference_(
+        logits, rows, params, stats, workspace, max_grad_steps, any_adaptive
+    )
     return stats

@@ -70,9 +70,8 @@ class EMInfLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def __init__(self, vllm_config: VllmConfig, *runner_args: Any) -> None:
         import torch
 
-        from logits_processors.minimize import minimize_entropy_, pick_backend
+        from logits_processors.minimize import minimize_entropy_, pick_backend, prepare
         from logits_processors.recorder import RECORDER
-        from logits_processors.reference import Workspace
         from logits_processors.slots import Slots
 
         self._is_v2 = len(runner_args) == 1
@@ -98,7 +97,7 @@ class EMInfLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if self._samples:
             self._rows_per_request = 1 + drafts
             max_rows = self._num_slots * self._rows_per_request
-            self._workspace = Workspace(vocab_size, max_rows, device)
+            self._workspace = prepare(vocab_size, max_rows, device)
         RECORDER.status = {
             "runner": "V2" if self._is_v2 else "V1",
             "backend": pick_backend("auto", device),

@@ -17,6 +17,14 @@ ALLOWED: dict[str, set[str]] = {
     "logits_processors/__init__.py": set(),
     "logits_processors/settings.py": {"pydantic"},
     "logits_processors/reference.py": {"torch"},
+    "logits_processors/kernels/__init__.py": set(),
+    "logits_processors/kernels/cpu.py": {
+        "llvmlite",
+        "numba",
+        "numpy",
+        "torch",
+        "logits_processors.reference",
+    },
     "logits_processors/minimize.py": {"torch", "logits_processors.reference"},
     "logits_processors/slots.py": {
         "numpy",

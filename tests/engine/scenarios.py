@@ -10,6 +10,7 @@ engine in this one process. What a scenario must have given is not said here, bu
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -24,6 +25,7 @@ from typing import Any
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.exceptions import VLLMValidationError
+from vllm.platforms import current_platform
 from vllm.sampling_params import StructuredOutputsParams
 
 import logits_processors.minimize
@@ -135,6 +137,10 @@ def engine(model: str, **options: Any) -> Iterator[LLM]:
         disable_log_stats=False,
         **options,
     )
+    # vLLM puts its CPU kernels in place once for each engine, looking at every module of
+    # the process, and trips over llvmlite's, which the first engine's kernel has loaded.
+    # A server has one engine a process; here the first one's work stands for all.
+    type(current_platform).register_triton_kernel_overrides = staticmethod(lambda: None)
     try:
         yield llm
     finally:
@@ -320,6 +326,16 @@ def everything_at_once(llm: LLM, vocab_size: int) -> Ask:
     )
 
 
+def register_kernels_once() -> None:
+    """Let only the first engine register vLLM's CPU kernels; that is process-wide.
+
+    vLLM would for each, and it looks for their users in every loaded module, which
+    ends in an AttributeError at llvmlite's library object as soon as numba is loaded.
+    """
+    once = functools.cache(current_platform.register_triton_kernel_overrides)
+    type(current_platform).register_triton_kernel_overrides = staticmethod(once)
+
+
 def refusal(start: Callable[[], Any]) -> str | None:
     """The text of the ValueError that `start` ends in, None if it does not."""
     try:
@@ -347,6 +363,7 @@ def main(model: str, output: str) -> None:
     config = json.loads((Path(model) / "config.json").read_text())
     asks = Asks(config["vocab_size"])
     results: dict[str, Any] = {}
+    register_kernels_once()
 
     with engine(model, **ROOMY) as llm:
         results["greedy without"] = run(llm, asks.greedy_off)

@@ -109,22 +109,29 @@ def params_of(settings: Sequence[Settings]) -> RowParams:
     )
 
 
+BACKENDS: tuple[Backend, ...] = ("reference", "cpu")
+"""Every backend that runs on this machine."""
+
+current_backend: list[Backend] = ["cpu"]
+"""The one that `minimized` runs, "auto" here; a fixture goes through them all."""
+
+
 def minimized(
     logits: Tensor,
     settings: Settings | Sequence[Settings],
     *,
     rows: Sequence[int] | None = None,
     workspace: Workspace | None = None,
-    backend: Backend = "reference",
+    backend: Backend | None = None,
 ) -> tuple[Tensor, RowStats]:
-    """Run a backend on a copy.
+    """Run the current backend on a copy.
 
     Args:
         logits: [R, V] float32.
         settings: of all chosen rows, or one for each.
         rows: the chosen rows, all where it is None.
         workspace: one that takes all rows at once where it is None.
-        backend: which.
+        backend: another one than the current.
     Returns:
         The copy afterwards, and the statistics of the chosen rows.
     """
@@ -139,7 +146,7 @@ def minimized(
         workspace=workspace or Workspace(logits.shape[1], len(rows) or 1, CPU),
         max_grad_steps=max((s.n_grad_steps for s in settings), default=0),
         any_adaptive=any(s.method == "adaptive_temperature" for s in settings),
-        backend=backend,
+        backend=backend or current_backend[0],
     )
     return logits, stats
 

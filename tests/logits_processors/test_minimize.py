@@ -83,12 +83,12 @@ def test_params_of_a_wrong_kind_are_refused_by_name(name: str, value: Tensor) ->
 
 def test_workspace_for_narrower_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="workspace is for rows of 7, not 8"):
-        call(torch.zeros(3, 8), workspace=Workspace(7, 2, CPU))
+        call(torch.zeros(3, 8), workspace=Workspace(7, 2, CPU), backend="reference")
 
 
 def test_workspace_on_another_device_is_refused() -> None:
     with pytest.raises(ValueError, match="workspace must be on cpu, not meta"):
-        call(torch.zeros(3, 8), workspace=Workspace(8, 2, META))
+        call(torch.zeros(3, 8), workspace=Workspace(8, 2, META), backend="reference")
 
 
 def test_unknown_backend_is_refused_by_name() -> None:

@@ -1,6 +1,7 @@
-"""The reference backend against golden figures and oracles, on every hard row."""
+"""Every backend against golden figures and oracles, on every hard row."""
 
 import math
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from logits_processors.reference import MIN_TEMPERATURE, RowStats, Workspace
 from logits_processors.settings import Settings
+from tests.logits_processors import rows as shared_rows
 from tests.logits_processors.autograd_oracle import (
     em_inf,
     entropy_of,
@@ -46,6 +48,15 @@ hard_rows = pytest.mark.parametrize("name", HARD_ROWS)
 each_method = pytest.mark.parametrize(
     "settings", [GRADIENT, STRONG, ADAPTIVE], ids=["gradient", "strong", "adaptive"]
 )
+
+
+@pytest.fixture(scope="module", autouse=True, params=shared_rows.BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The backend that `minimized` runs."""
+    hard_row_minimized.cache_clear()
+    shared_rows.current_backend[0] = request.param
+    yield request.param
+    shared_rows.current_backend[0] = "cpu"
 
 
 @cache

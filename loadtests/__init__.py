@@ -1,0 +1,1 @@
+"""Measurements: each one command, each pairing what it compares in one run."""

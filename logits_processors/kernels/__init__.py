@@ -1,0 +1,1 @@
+"""The methods of `reference.py`, fused: numba on CPUs."""

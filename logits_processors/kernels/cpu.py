@@ -1,0 +1,565 @@
+"""Both methods for CPUs, row-parallel and in place, compiled by numba.
+
+A row below its threshold costs one read. Any other costs three reads and one write,
+whatever the number of steps, for two facts (see `_descend`). Where a token ends depends
+on its first log-probability alone, given two scalars a step. And those scalars come, to
+six digits, from the few hundred likeliest tokens and six weighted points that stand for
+the rest. Rows too flat for that, and short ones, run densely.
+
+Source: arXiv 2505.15134, section 4 and Algorithm 1; Gauss quadrature from moments as in
+Golub and Welsch, Math. Comp. 23 (1969).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from logits_processors.reference import (
+    BETA1,
+    BETA2,
+    EPSILON,
+    MIN_TEMPERATURE,
+    TARGET_TOLERANCE,
+    TEMPERATURE_ITERATIONS,
+    RowParams,
+    RowStats,
+)
+
+F = np.float32
+_LOG2_E, _LN_2 = F(1.4426950408889634), 0.6931471805599453
+_BLOCK = 4096  # Elements; 16 KB, so that a second look finds it in the first-level cache.
+_DENSE_BELOW = 8192  # Shorter rows run densely.
+_LARGEST = 3.4e38  # Of float32, about.
+_HEADROOM = 40.0  # Nats above its base that a float32 sum of exponentials can take.
+_HEAD_BLOCK = 256
+_HEAD_CAPACITY = 8192  # A row with a larger head is flat and runs densely.
+_KNOTS = 1024  # Of the table that maps the tail.
+_NODES = 6  # Two for each segment of the tail.
+_TAIL_DEPTH = 25.0  # Nats below the head, where Adam's epsilon leaves nothing to move.
+_SCALE = 40  # Tail weights are carried times 2**40, clear of float32's denormals.
+
+# Sums may be reordered and fused, so that loops vectorise; NaN and infinity stay what
+# they are, so that a row that holds them is found out.
+_FAST = {"reassoc", "contract", "nsz"}
+_jit: Any = njit(fastmath=_FAST, error_model="numpy", cache=True, nogil=True)
+_inline: Any = njit(fastmath=_FAST, error_model="numpy", cache=True, inline="always")
+
+
+@intrinsic
+def _max(_: Any, a: Any, b: Any) -> Any:
+    """The larger of two float32, b where either is NaN: one vector instruction."""
+
+    def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        larger = builder.fcmp_ordered(">", args[0], args[1])
+        return builder.select(larger, args[0], args[1])
+
+    return types.float32(types.float32, types.float32), code
+
+
+@intrinsic
+def _largest(_: Any, a: Any, b: Any) -> Any:
+    """The larger of two float32, for reductions: any value where one is NaN.
+
+    Only where NaN cannot matter does a loop over it vectorise.
+    """
+
+    def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        flags = ("nnan", "nsz")
+        larger = builder.fcmp_ordered(">", args[0], args[1], flags=flags)
+        return builder.select(larger, args[0], args[1], flags=flags)
+
+    return types.float32(types.float32, types.float32), code
+
+
+@intrinsic
+def _floor(_: Any, x: Any) -> Any:
+    def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()])
+        floor = builder.module.globals.get("llvm.floor.f32") or ir.Function(
+            builder.module, kind, "llvm.floor.f32"
+        )
+        return builder.call(floor, args)
+
+    return types.float32(types.float32), code
+
+
+@intrinsic
+def _sqrt(_: Any, x: Any) -> Any:
+    def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()])
+        sqrt = builder.module.globals.get("llvm.sqrt.f32") or ir.Function(
+            builder.module, kind, "llvm.sqrt.f32"
+        )
+        return builder.call(sqrt, args)
+
+    return types.float32(types.float32), code
+
+
+@intrinsic
+def _power_of_two(_: Any, n: Any) -> Any:
+    """2**n of a whole float32 n from -126 to 127, written into the exponent's bits."""
+
+    def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        word = ir.IntType(32)
+        whole = builder.fptosi(args[0], word)
+        biased = builder.add(whole, ir.Constant(word, 127))
+        bits = builder.shl(biased, ir.Constant(word, 23))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return types.float32(types.float32), code
+
+
+@intrinsic
+def _index(_: Any, x: Any) -> Any:
+    """A float32 that is not negative, cut to an index."""
+
+    def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        whole = builder.fptosi(args[0], ir.IntType(32))
+        return builder.zext(whole, ir.IntType(64))
+
+    return types.uint64(types.float32), code
+
+
+@_inline
+def _exp2(t: Any) -> Any:
+    """2**t in float32, to 2e-7 relative; t is at least -126. NaN stays NaN."""
+    n = _floor(t)
+    f = t - n
+    p = F(2.18941762e-4) * f + F(1.23871094e-3)
+    p = p * f + F(9.68494987e-3)
+    p = p * f + F(5.54796605e-2)
+    p = p * f + F(2.40230343e-1)
+    p = p * f + F(6.93147156e-1)
+    return (p * f + F(1.0)) * _power_of_two(n)
+
+
+@_inline
+def _block_statistics(block: Any, base: Any) -> tuple[Any, Any, Any]:
+    """Sum of exp(z - base), of exp(z - base) * (z - base) / ln 2, and the maximum."""
+    highest, s, w = F(-np.inf), F(0), F(0)
+    for i in range(block.size):
+        highest = _largest(block[i], highest)
+        t = _max(F(-126), (block[i] - base) * _LOG2_E)
+        p = _exp2(t) if t != F(-126) else F(0)
+        s += p
+        w += p * t
+    return s, w, highest
+
+
+@_jit
+def _statistics(z: Any) -> tuple[float, float, float]:
+    """Maximum M of a row, log of the sum of exp(z - M), and the entropy; one read.
+
+    All NaN where the row holds NaN or +inf, or nothing finite.
+    """
+    top, base, total, weighted = -np.inf, F(0), 0.0, 0.0
+    for begin in range(0, z.size, _BLOCK):
+        block = z[begin : begin + _BLOCK]
+        s, w, highest = _block_statistics(block, base)
+        if highest > base + F(_HEADROOM) or (top == -np.inf and highest > -np.inf):
+            # The sums would overflow, or have no base yet: take this block's maximum.
+            shift = np.float64(base) - np.float64(highest)
+            grown = math.exp(min(shift, 0.0)) if top > -np.inf else 0.0
+            weighted = (weighted + shift * total) * grown
+            total *= grown
+            base = highest
+            s, w, _ = _block_statistics(block, base)
+        top = max(top, np.float64(highest))
+        total += s
+        weighted += w * _LN_2
+    if top == -np.inf:
+        total = np.nan
+    log_total = math.log(total)
+    return top, log_total + (np.float64(base) - top), log_total - weighted / total
+
+
+@_jit
+def _step(
+    start: Any,
+    moved: Any,
+    m: Any,
+    v: Any,
+    p0: Any,
+    weight: Any,
+    step: int,
+    log_total: float,
+    entropy: float,
+    rate: float,
+    kl: float,
+) -> tuple[float, float]:
+    """One Adam step on some tokens, and their part in the softmax after it.
+
+    Args:
+        start: first logits of the tokens, less the row's maximum.
+        moved: how far each has moved so far.
+        m: Adam's first moment of each.
+        v: Adam's second moment of each.
+        p0: first probability of each; written in step 1.
+        weight: how many tokens each stands for.
+        step: from 1 on.
+        log_total: log of the sum of exp over the row before this step.
+        entropy: the row's entropy before this step, in nats.
+        rate: learning rate.
+        kl: weight of KL(p0 || p).
+
+    Returns:
+        Sum of weight * exp and of weight * exp * x over the tokens, x being the logit
+        after the step less the most that the top can have risen.
+    """
+    bias1, bias2 = 1 - BETA1**step, 1 - BETA2**step
+    step_size, bias2 = F(rate / bias1), F(1 / bias2)
+    b1, c1, b2, c2 = F(BETA1), F(1 - BETA1), F(BETA2), F(1 - BETA2)
+    lse, h, pull, eps = F(log_total), F(entropy), F(kl), F(EPSILON)
+    # No logit rises by more than the bias-corrected step, about rate, in a step.
+    lift = F(rate * step)
+    s, w = F(0), F(0)
+    if step == 1:
+        for i in range(start.size):
+            p0[i] = _exp2(_max(F(-126), (start[i] - lse) * _LOG2_E))
+    for i in range(start.size):
+        log_p = start[i] + moved[i] - lse
+        p = _exp2(_max(F(-126), log_p * _LOG2_E))
+        g = pull * (p - p0[i]) - p * (log_p + h)
+        m1 = b1 * m[i] + c1 * g
+        v1 = b2 * v[i] + c2 * g * g
+        d = moved[i] - step_size * m1 / (_sqrt(v1 * bias2) + eps)
+        m[i], v[i], moved[i] = m1, v1, d
+        x = _max(F(-126), (start[i] + d - lift) * _LOG2_E)
+        q = weight[i] * _exp2(x)
+        s += q
+        w += q * x
+    return s, w * _LN_2
+
+
+@_jit
+def _descend_dense(
+    z: Any,
+    top: float,
+    log_total: float,
+    entropy: float,
+    n: int,
+    rate: float,
+    threshold: float,
+    kl: float,
+) -> tuple[int, float]:
+    """EM-INF on every token of a row; returns steps taken and the last entropy."""
+    start = z - F(top)
+    for i in range(start.size):
+        # Where -inf is taken for a finite depth at which nothing moves.
+        start[i] = _max(F(-1e4), start[i])
+    moved, m, v = np.zeros_like(z), np.zeros_like(z), np.zeros_like(z)
+    p0, weight = np.empty_like(z), np.ones_like(z)
+    steps = 0
+    while steps < n and F(entropy) >= threshold:
+        steps += 1
+        s, w = 0.0, 0.0
+        for b in range(0, z.size, _BLOCK):
+            part = slice(b, b + _BLOCK)
+            more_s, more_w = _step(
+                start[part],
+                moved[part],
+                m[part],
+                v[part],
+                p0[part],
+                weight[part],
+                steps,
+                log_total,
+                entropy,
+                rate,
+                kl,
+            )
+            s += more_s
+            w += more_w
+        entropy = math.log(s) - w / s
+        log_total = math.log(s) + rate * steps
+    for i in range(z.size):
+        z[i] += moved[i]
+    return steps, entropy
+
+
+@_jit
+def _add_nodes(
+    moments: Any, nodes: Any, weights: Any, k: int, centre: float, scale: float
+) -> int:
+    """Two points that weigh and bend like a segment of the tail, or one, or none.
+
+    Args:
+        moments: sums of p * y**j, j from 0 to 3, where y = (x - centre) * scale.
+        nodes: the points' x, written from k on.
+        weights: how many tokens each stands for, written from k on.
+        k: points so far.
+        centre: see above.
+        scale: see above.
+
+    Returns:
+        Points by now.
+    """
+    mass = moments[0]
+    if not mass > 1e-30:
+        return k
+    mean = moments[1] / mass
+    variance = moments[2] / mass - mean * mean
+    if not variance > 1e-6:
+        nodes[k], weights[k] = mean / scale + centre, mass
+        return k + 1
+    third = moments[3] / mass - 3 * mean * moments[2] / mass + 2 * mean**3
+    skew = third / variance
+    spread = math.sqrt(skew * skew + 4 * variance)
+    right, left = (skew + spread) / 2, (skew - spread) / 2
+    nodes[k], weights[k] = (mean + right) / scale + centre, mass * -left / spread
+    nodes[k + 1], weights[k + 1] = (mean + left) / scale + centre, mass * right / spread
+    return k + 2
+
+
+@_jit
+def _descend(
+    z: Any,
+    top: float,
+    log_total: float,
+    entropy: float,
+    n: int,
+    rate: float,
+    threshold: float,
+    kl: float,
+) -> tuple[int, float]:
+    """EM-INF on the likeliest tokens, on points that stand for the rest, and on a table.
+
+    The table gives how far a token of the tail moves by its first log-probability; its
+    knots ride along with weight 0.
+
+    Returns:
+        Steps taken and the last entropy; -1 steps where the row is too flat.
+    """
+    depth = max(11.5, entropy + 6.0)
+    edge = F(log_total - depth)  # Of the head, as z - top.
+    room = _HEAD_CAPACITY + _NODES + _KNOTS + 1
+    start, weight = np.empty(room, F), np.empty(room, F)
+    where = np.empty(_HEAD_CAPACITY, np.int32)
+    edge1, edge2 = F(edge - 2), F(edge - 5)
+    centre, scale = F(edge - 6), F(1 / 6)
+    lift = F(_SCALE - log_total * 1.4426950408889634)
+    base = F(top)
+    moments = np.zeros((3, 4))
+    head = 0
+    for begin in range(0, z.size, _BLOCK):
+        block = z[begin : begin + _BLOCK]
+        for first in range(0, block.size, _HEAD_BLOCK):
+            small = block[first : first + _HEAD_BLOCK]
+            highest = F(-np.inf)
+            for i in range(small.size):
+                highest = _largest(small[i], highest)
+            if highest - base > edge:
+                if head + small.size > _HEAD_CAPACITY:
+                    return -1, entropy
+                for i in range(small.size):
+                    x = small[i] - base
+                    if x > edge:
+                        start[head] = x
+                        where[head] = begin + first + i
+                        head += 1
+        a0, a1, a2, a3 = F(0), F(0), F(0), F(0)
+        b0, b1, b2, b3 = F(0), F(0), F(0), F(0)
+        c0, c1, c2, c3 = F(0), F(0), F(0), F(0)
+        for i in range(block.size):
+            x = block[i] - base
+            t = x * _LOG2_E + lift
+            p = _exp2(_max(F(-126), t)) if x <= edge else F(0)
+            y = (_max(F(-1e3), x) - centre) * scale
+            c = p if x <= edge2 else F(0)
+            a = F(0) if x <= edge1 else p
+            b = p - a - c
+            y2 = y * y
+            y3 = y2 * y
+            a0 += a
+            a1 += a * y
+            a2 += a * y2
+            a3 += a * y3
+            b0 += b
+            b1 += b * y
+            b2 += b * y2
+            b3 += b * y3
+            c0 += c
+            c1 += c * y
+            c2 += c * y2
+            c3 += c * y3
+        for j, x in enumerate((a0, a1, a2, a3)):
+            moments[0, j] += x
+        for j, x in enumerate((b0, b1, b2, b3)):
+            moments[1, j] += x
+        for j, x in enumerate((c0, c1, c2, c3)):
+            moments[2, j] += x
+
+    nodes, node_weights = np.zeros(_NODES), np.zeros(_NODES)
+    k = 0
+    for segment in range(3):
+        k = _add_nodes(moments[segment], nodes, node_weights, k, centre, scale)
+    weight[:head] = F(1)
+    for i in range(k):
+        start[head + i] = nodes[i]
+        # From mass to a count of tokens of that probability, as float32 rounds it.
+        rounded = np.float64(start[head + i])
+        weight[head + i] = node_weights[i] * 2.0**-_SCALE / math.exp(rounded - log_total)
+    knots = head + k
+    size = knots + _KNOTS + 1
+    lowest = float(edge) - _TAIL_DEPTH
+    spacing = _TAIL_DEPTH / _KNOTS
+    for i in range(_KNOTS + 1):
+        start[knots + i] = lowest + i * spacing
+    weight[knots:size] = F(0)
+
+    start, weight = start[:size], weight[:size]
+    moved, m, v = np.zeros(size, F), np.zeros(size, F), np.zeros(size, F)
+    p0 = np.empty(size, F)
+    steps = 0
+    while steps < n and F(entropy) >= threshold:
+        steps += 1
+        s, w = _step(start, moved, m, v, p0, weight, steps, log_total, entropy, rate, kl)
+        entropy = math.log(s) - w / s
+        log_total = math.log(s) + rate * steps
+
+    table = moved[knots:size]
+    rise = p0[:_KNOTS]
+    for i in range(_KNOTS):
+        rise[i] = table[i + 1] - table[i]
+    per_knot, offset = F(1 / spacing), F(-lowest / spacing)
+    last = F(_KNOTS) - F(1e-3)
+    for i in range(z.size):
+        # Tokens of the head read the table's end here and are overwritten below.
+        at = (z[i] - base) * per_knot + offset
+        at = _max(F(0), at if at < last else last)
+        j = _index(at)
+        z[i] += table[j] + (at - _floor(at)) * rise[j]
+    for i in range(head):
+        z[where[i]] = start[i] + moved[i] + base
+    return steps, entropy
+
+
+@_jit
+def _cool(z: Any, top: float, entropy: float, target: float) -> tuple[float, float]:
+    """Divide a row by the temperature at which its entropy is the target.
+
+    As `reference._adaptive_temperature_`, one row.
+
+    Returns:
+        Temperature and entropy.
+    """
+    low, high, log_t, before = math.log(MIN_TEMPERATURE), 0.0, 0.0, entropy
+    base = F(top)
+    for _ in range(TEMPERATURE_ITERATIONS):
+        scale = F(math.exp(-log_t)) * _LOG2_E
+        total, first, second = 0.0, 0.0, 0.0
+        for begin in range(0, z.size, _BLOCK):
+            block = z[begin : begin + _BLOCK]
+            s, s1, s2 = F(0), F(0), F(0)
+            for i in range(block.size):
+                t = _max(F(-126), (block[i] - base) * scale)
+                p = _exp2(t)
+                s += p
+                s1 += p * t
+                s2 += p * t * t
+            total += s
+            first += s1
+            second += s2
+        mean = first / total * _LN_2
+        entropy = math.log(total) - mean
+        if target * (1 - TARGET_TOLERANCE) <= entropy <= target:
+            break
+        slope = second / total * _LN_2 * _LN_2 - mean * mean
+        if entropy > target:
+            high = min(high, log_t)
+        else:
+            low = max(low, log_t)
+        newton = log_t + (target * (1 - TARGET_TOLERANCE / 2) - entropy) / slope
+        log_t = newton if low < newton < high else (low + high) / 2
+    else:
+        log_t = low
+    temperature = math.exp(log_t)
+    if top / temperature > _LARGEST:
+        return 1.0, before
+    for i in range(z.size):
+        z[i] /= F(temperature)
+    _, _, entropy = _statistics(z)
+    return temperature, entropy
+
+
+@_jit
+def _run_row(z: Any, params: Any, out: Any) -> None:
+    """Both methods on one row. Columns are those of `RowParams` and `RowStats`."""
+    adaptive, n, rate, threshold, kl, ratio = params
+    top, log_total, entropy = _statistics(z)
+    out[0], out[1], out[2], out[3] = entropy, entropy, 0, 1
+    if not F(entropy) >= threshold:
+        return
+    if adaptive > 0:
+        target = max(ratio * entropy, threshold)
+        if entropy > threshold and target < entropy:
+            out[3], out[1] = _cool(z, top, entropy, target)
+        return
+    if n < 1:
+        return
+    steps = -1
+    if z.size >= _DENSE_BELOW:
+        steps, last = _descend(z, top, log_total, entropy, int(n), rate, threshold, kl)
+    if steps < 0:
+        steps, last = _descend_dense(
+            z, top, log_total, entropy, int(n), rate, threshold, kl
+        )
+    out[2], out[1] = steps, last
+
+
+@njit(fastmath=_FAST, error_model="numpy", cache=True, parallel=True)
+def _run_rows(storage: Any, offsets: Any, vocab_size: int, params: Any, out: Any) -> None:
+    for r in prange(offsets.size):
+        begin = offsets[r]
+        _run_row(storage[begin : begin + vocab_size], params[r], out[r])
+
+
+def warm_up(vocab_size: int) -> int:
+    """Compile for this machine, or load what was compiled before, and pick the threads.
+
+    Args:
+        vocab_size: V; decides which of the two forms will run.
+
+    Returns:
+        Threads that rows will be spread over: as many as torch has here.
+    """
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(threads)
+    logits = torch.zeros(2, vocab_size)
+    logits[:, 0] = 3.0
+    rows = torch.arange(2)
+    for adaptive in (0.0, 1.0):
+        settings = (adaptive, 1.0, 0.1, 0.0, 0.0, 0.5)
+        params = RowParams(*(torch.full((2,), value) for value in settings))
+        stats = RowStats.empty(2, logits.device)
+        minimize_rows_(logits.clone(), rows, params, stats)
+    return threads
+
+
+def minimize_rows_(
+    logits: Tensor, rows: Tensor, params: RowParams, stats: RowStats
+) -> None:
+    """Lower the entropy of the chosen rows in place, each on one thread.
+
+    Arguments are as in `minimize.minimize_entropy_`, which checks them.
+    """
+    num_rows, vocab_size = logits.shape
+    stride = logits.stride(0)
+    if num_rows == 0 or rows.numel() == 0:
+        return
+    # One flat view, so that each row is a contiguous slice for the compiler.
+    storage = logits.as_strided(((num_rows - 1) * stride + vocab_size,), (1,)).numpy()
+    columns = torch.stack([getattr(params, name) for name in params.__slots__], dim=1)
+    out = np.empty((rows.numel(), 4), dtype=np.float32)
+    _run_rows(storage, (rows * stride).numpy(), vocab_size, columns.numpy(), out)
+    for column, name in zip(out.T, stats.__slots__, strict=True):
+        getattr(stats, name).copy_(torch.from_numpy(column))
