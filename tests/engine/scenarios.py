@@ -137,10 +137,6 @@ def engine(model: str, **options: Any) -> Iterator[LLM]:
         disable_log_stats=False,
         **options,
     )
-    # vLLM puts its CPU kernels in place once for each engine, looking at every module of
-    # the process, and trips over llvmlite's, which the first engine's kernel has loaded.
-    # A server has one engine a process; here the first one's work stands for all.
-    type(current_platform).register_triton_kernel_overrides = staticmethod(lambda: None)
     try:
         yield llm
     finally:
@@ -331,6 +327,7 @@ def register_kernels_once() -> None:
 
     vLLM would for each, and it looks for their users in every loaded module, which
     ends in an AttributeError at llvmlite's library object as soon as numba is loaded.
+    A server has one engine a process and never gets there.
     """
     once = functools.cache(current_platform.register_triton_kernel_overrides)
     type(current_platform).register_triton_kernel_overrides = staticmethod(once)
