@@ -18,8 +18,9 @@ ALLOWED: dict[str, set[str]] = {
     "logits_processors/settings.py": {"pydantic"},
     "logits_processors/reference.py": {"torch"},
     "logits_processors/kernels/__init__.py": set(),
+    "logits_processors/kernels/vector_math.py": {"llvmlite", "numba", "numpy"},
     "logits_processors/kernels/cpu.py": {
-        "llvmlite",
+        "logits_processors.kernels.vector_math",
         "numba",
         "numpy",
         "torch",

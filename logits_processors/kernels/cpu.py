@@ -18,11 +18,21 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import njit, prange, types
-from numba.extending import intrinsic
+from numba import njit, prange
 from torch import Tensor
 
+from logits_processors.kernels.vector_math import (
+    FAST,
+    F,
+    exp2,
+    floor,
+    index_of,
+    inline,
+    jit,
+    larger,
+    largest,
+    square_root,
+)
 from logits_processors.reference import (
     BETA1,
     BETA2,
@@ -34,7 +44,6 @@ from logits_processors.reference import (
     RowStats,
 )
 
-F = np.float32
 _LOG2_E, _LN_2 = F(1.4426950408889634), 0.6931471805599453
 _BLOCK = 4096  # Elements; 16 KB, so that a second look finds it in the first-level cache.
 _DENSE_BELOW = 8192  # Shorter rows run densely.
@@ -47,115 +56,21 @@ _NODES = 6  # Two for each segment of the tail.
 _TAIL_DEPTH = 25.0  # Nats below the head, where Adam's epsilon leaves nothing to move.
 _SCALE = 40  # Tail weights are carried times 2**40, clear of float32's denormals.
 
-# Sums may be reordered and fused, so that loops vectorise; NaN and infinity stay what
-# they are, so that a row that holds them is found out.
-_FAST = {"reassoc", "contract", "nsz"}
-_jit: Any = njit(fastmath=_FAST, error_model="numpy", cache=True, nogil=True)
-_inline: Any = njit(fastmath=_FAST, error_model="numpy", cache=True, inline="always")
 
-
-@intrinsic
-def _max(_: Any, a: Any, b: Any) -> Any:
-    """The larger of two float32, b where either is NaN: one vector instruction."""
-
-    def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        larger = builder.fcmp_ordered(">", args[0], args[1])
-        return builder.select(larger, args[0], args[1])
-
-    return types.float32(types.float32, types.float32), code
-
-
-@intrinsic
-def _largest(_: Any, a: Any, b: Any) -> Any:
-    """The larger of two float32, for reductions: any value where one is NaN.
-
-    Only where NaN cannot matter does a loop over it vectorise.
-    """
-
-    def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        flags = ("nnan", "nsz")
-        larger = builder.fcmp_ordered(">", args[0], args[1], flags=flags)
-        return builder.select(larger, args[0], args[1], flags=flags)
-
-    return types.float32(types.float32, types.float32), code
-
-
-@intrinsic
-def _floor(_: Any, x: Any) -> Any:
-    def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()])
-        floor = builder.module.globals.get("llvm.floor.f32") or ir.Function(
-            builder.module, kind, "llvm.floor.f32"
-        )
-        return builder.call(floor, args)
-
-    return types.float32(types.float32), code
-
-
-@intrinsic
-def _sqrt(_: Any, x: Any) -> Any:
-    def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()])
-        sqrt = builder.module.globals.get("llvm.sqrt.f32") or ir.Function(
-            builder.module, kind, "llvm.sqrt.f32"
-        )
-        return builder.call(sqrt, args)
-
-    return types.float32(types.float32), code
-
-
-@intrinsic
-def _power_of_two(_: Any, n: Any) -> Any:
-    """2**n of a whole float32 n from -126 to 127, written into the exponent's bits."""
-
-    def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        word = ir.IntType(32)
-        whole = builder.fptosi(args[0], word)
-        biased = builder.add(whole, ir.Constant(word, 127))
-        bits = builder.shl(biased, ir.Constant(word, 23))
-        return builder.bitcast(bits, ir.FloatType())
-
-    return types.float32(types.float32), code
-
-
-@intrinsic
-def _index(_: Any, x: Any) -> Any:
-    """A float32 that is not negative, cut to an index."""
-
-    def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        whole = builder.fptosi(args[0], ir.IntType(32))
-        return builder.zext(whole, ir.IntType(64))
-
-    return types.uint64(types.float32), code
-
-
-@_inline
-def _exp2(t: Any) -> Any:
-    """2**t in float32, to 2e-7 relative; t is at least -126. NaN stays NaN."""
-    n = _floor(t)
-    f = t - n
-    p = F(2.18941762e-4) * f + F(1.23871094e-3)
-    p = p * f + F(9.68494987e-3)
-    p = p * f + F(5.54796605e-2)
-    p = p * f + F(2.40230343e-1)
-    p = p * f + F(6.93147156e-1)
-    return (p * f + F(1.0)) * _power_of_two(n)
-
-
-@_inline
+@inline
 def _block_statistics(block: Any, base: Any) -> tuple[Any, Any, Any]:
     """Sum of exp(z - base), of exp(z - base) * (z - base) / ln 2, and the maximum."""
     highest, s, w = F(-np.inf), F(0), F(0)
     for i in range(block.size):
-        highest = _largest(block[i], highest)
-        t = _max(F(-126), (block[i] - base) * _LOG2_E)
-        p = _exp2(t) if t != F(-126) else F(0)
+        highest = largest(block[i], highest)
+        t = larger(F(-126), (block[i] - base) * _LOG2_E)
+        p = exp2(t) if t != F(-126) else F(0)
         s += p
         w += p * t
     return s, w, highest
 
 
-@_jit
+@jit
 def _statistics(z: Any) -> tuple[float, float, float]:
     """Maximum M of a row, log of the sum of exp(z - M), and the entropy; one read.
 
@@ -182,7 +97,7 @@ def _statistics(z: Any) -> tuple[float, float, float]:
     return top, log_total + (np.float64(base) - top), log_total - weighted / total
 
 
-@_jit
+@jit
 def _step(
     start: Any,
     moved: Any,
@@ -224,23 +139,23 @@ def _step(
     s, w = F(0), F(0)
     if step == 1:
         for i in range(start.size):
-            p0[i] = _exp2(_max(F(-126), (start[i] - lse) * _LOG2_E))
+            p0[i] = exp2(larger(F(-126), (start[i] - lse) * _LOG2_E))
     for i in range(start.size):
         log_p = start[i] + moved[i] - lse
-        p = _exp2(_max(F(-126), log_p * _LOG2_E))
+        p = exp2(larger(F(-126), log_p * _LOG2_E))
         g = pull * (p - p0[i]) - p * (log_p + h)
         m1 = b1 * m[i] + c1 * g
         v1 = b2 * v[i] + c2 * g * g
-        d = moved[i] - step_size * m1 / (_sqrt(v1 * bias2) + eps)
+        d = moved[i] - step_size * m1 / (square_root(v1 * bias2) + eps)
         m[i], v[i], moved[i] = m1, v1, d
-        x = _max(F(-126), (start[i] + d - lift) * _LOG2_E)
-        q = weight[i] * _exp2(x)
+        x = larger(F(-126), (start[i] + d - lift) * _LOG2_E)
+        q = weight[i] * exp2(x)
         s += q
         w += q * x
     return s, w * _LN_2
 
 
-@_jit
+@jit
 def _descend_dense(
     z: Any,
     top: float,
@@ -255,7 +170,7 @@ def _descend_dense(
     start = z - F(top)
     for i in range(start.size):
         # Where -inf is taken for a finite depth at which nothing moves.
-        start[i] = _max(F(-1e4), start[i])
+        start[i] = larger(F(-1e4), start[i])
     moved, m, v = np.zeros_like(z), np.zeros_like(z), np.zeros_like(z)
     p0, weight = np.empty_like(z), np.ones_like(z)
     steps = 0
@@ -286,7 +201,7 @@ def _descend_dense(
     return steps, entropy
 
 
-@_jit
+@jit
 def _add_nodes(
     moments: Any, nodes: Any, weights: Any, k: int, centre: float, scale: float
 ) -> int:
@@ -320,7 +235,7 @@ def _add_nodes(
     return k + 2
 
 
-@_jit
+@jit
 def _descend(
     z: Any,
     top: float,
@@ -356,7 +271,7 @@ def _descend(
             small = block[first : first + _HEAD_BLOCK]
             highest = F(-np.inf)
             for i in range(small.size):
-                highest = _largest(small[i], highest)
+                highest = largest(small[i], highest)
             if highest - base > edge:
                 if head + small.size > _HEAD_CAPACITY:
                     return -1, entropy
@@ -372,8 +287,8 @@ def _descend(
         for i in range(block.size):
             x = block[i] - base
             t = x * _LOG2_E + lift
-            p = _exp2(_max(F(-126), t)) if x <= edge else F(0)
-            y = (_max(F(-1e3), x) - centre) * scale
+            p = exp2(larger(F(-126), t)) if x <= edge else F(0)
+            y = (larger(F(-1e3), x) - centre) * scale
             c = p if x <= edge2 else F(0)
             a = F(0) if x <= edge1 else p
             b = p - a - c
@@ -435,15 +350,15 @@ def _descend(
     for i in range(z.size):
         # Tokens of the head read the table's end here and are overwritten below.
         at = (z[i] - base) * per_knot + offset
-        at = _max(F(0), at if at < last else last)
-        j = _index(at)
-        z[i] += table[j] + (at - _floor(at)) * rise[j]
+        at = larger(F(0), at if at < last else last)
+        j = index_of(at)
+        z[i] += table[j] + (at - floor(at)) * rise[j]
     for i in range(head):
         z[where[i]] = start[i] + moved[i] + base
     return steps, entropy
 
 
-@_jit
+@jit
 def _cool(z: Any, top: float, entropy: float, target: float) -> tuple[float, float]:
     """Divide a row by the temperature at which its entropy is the target.
 
@@ -461,8 +376,8 @@ def _cool(z: Any, top: float, entropy: float, target: float) -> tuple[float, flo
             block = z[begin : begin + _BLOCK]
             s, s1, s2 = F(0), F(0), F(0)
             for i in range(block.size):
-                t = _max(F(-126), (block[i] - base) * scale)
-                p = _exp2(t)
+                t = larger(F(-126), (block[i] - base) * scale)
+                p = exp2(t)
                 s += p
                 s1 += p * t
                 s2 += p * t * t
@@ -491,7 +406,7 @@ def _cool(z: Any, top: float, entropy: float, target: float) -> tuple[float, flo
     return temperature, entropy
 
 
-@_jit
+@jit
 def _run_row(z: Any, params: Any, out: Any) -> None:
     """Both methods on one row. Columns are those of `RowParams` and `RowStats`."""
     adaptive, n, rate, threshold, kl, ratio = params
@@ -516,7 +431,7 @@ def _run_row(z: Any, params: Any, out: Any) -> None:
     out[2], out[1] = steps, last
 
 
-@njit(fastmath=_FAST, error_model="numpy", cache=True, parallel=True)
+@njit(fastmath=FAST, error_model="numpy", cache=True, parallel=True)
 def _run_rows(storage: Any, offsets: Any, vocab_size: int, params: Any, out: Any) -> None:
     for r in prange(offsets.size):
         begin = offsets[r]
