@@ -32,7 +32,7 @@ from logits_processors.reference import RowParams, Workspace
 
 THRESHOLD, LEARNING_RATE, KL_WEIGHT = 0.3, 0.1, 0.001
 SKIPPED = 1e3  # A threshold that no row reaches.
-MOST_SECONDS = 4.0  # For all rounds of one case.
+MOST_SECONDS = 20.0  # For all rounds of one case.
 ROUNDS = 15
 
 Contender = Callable[[Tensor], Any]
@@ -152,7 +152,7 @@ def contenders(
     target = torch.empty(num_rows, vocab_size)
     found: dict[str, Contender] = {
         "EM-INF": ours(adaptive=False),
-        "torch.softmax": lambda logits: torch.softmax(logits, dim=1),
+        "torch.softmax": lambda logits: torch.softmax(logits, dim=1, out=target),
         "one read (sum)": lambda logits: logits.sum(dim=1),
         "one copy": lambda logits: target.copy_(logits),
     }
@@ -185,7 +185,7 @@ def measure(logits: Tensor, found: dict[str, Contender]) -> dict[str, dict[str, 
             start = time.perf_counter()
             run(copy)
             times[name].append((time.perf_counter() - start) / len(logits) * 1e6)
-        if time.perf_counter() - began > MOST_SECONDS and len(times["EM-INF"]) >= 3:
+        if time.perf_counter() - began > MOST_SECONDS and len(times["EM-INF"]) >= 5:
             break
     result = {}
     for name, values in times.items():

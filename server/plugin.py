@@ -46,7 +46,7 @@ _HANDLERS = (
 """vLLM's handlers that sample tokens for a user, by their name on `app.state`."""
 
 ROUTES_WITHOUT_MODEL = ("/invocations", "/inference/v1/generate")
-"""Routes that sample with the server's default and could not read the field."""
+"""Routes that sample with the server's default and have no field for settings."""
 
 Handler = Callable[[Any, Request], Awaitable[Any]]
 
@@ -135,7 +135,7 @@ class _Route(APIRoute):
 
 
 def _refuse_field(router: APIRouter, core: APIRoute) -> None:
-    """Have a route of vLLM's, which reads its body itself, refuse our field."""
+    """Have a route of vLLM's that takes the server's default refuse our field."""
     router.add_api_route(
         core.path,
         core.endpoint,
