@@ -110,7 +110,7 @@ def _step(
     entropy: float,
     rate: float,
     kl: float,
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     """One Adam step on some tokens, and their part in the softmax after it.
 
     Args:
@@ -127,16 +127,15 @@ def _step(
         kl: weight of KL(p0 || p).
 
     Returns:
-        Sum of weight * exp and of weight * exp * x over the tokens, x being the logit
-        after the step less the most that the top can have risen.
+        The highest logit after the step (less the row's maximum before the first), and
+        the sums of weight * exp(x) and weight * exp(x) * x over the tokens, x being the
+        logit less that highest one.
     """
     bias1, bias2 = 1 - BETA1**step, 1 - BETA2**step
     step_size, bias2 = F(rate / bias1), F(1 / bias2)
     b1, c1, b2, c2 = F(BETA1), F(1 - BETA1), F(BETA2), F(1 - BETA2)
     lse, h, pull, eps = F(log_total), F(entropy), F(kl), F(EPSILON)
-    # No logit rises by more than the bias-corrected step, about rate, in a step.
-    lift = F(rate * step)
-    s, w = F(0), F(0)
+    highest, s, w = F(-np.inf), F(0), F(0)
     if step == 1:
         for i in range(start.size):
             p0[i] = exp2(larger(F(-126), (start[i] - lse) * _LOG2_E))
@@ -148,11 +147,13 @@ def _step(
         v1 = b2 * v[i] + c2 * g * g
         d = moved[i] - step_size * m1 / (square_root(v1 * bias2) + eps)
         m[i], v[i], moved[i] = m1, v1, d
-        x = larger(F(-126), (start[i] + d - lift) * _LOG2_E)
+        highest = largest(start[i] + d, highest)
+    for i in range(start.size):
+        x = larger(F(-126), (start[i] + moved[i] - highest) * _LOG2_E)
         q = weight[i] * exp2(x)
         s += q
         w += q * x
-    return s, w * _LN_2
+    return highest, s, w * _LN_2
 
 
 @jit
@@ -176,10 +177,10 @@ def _descend_dense(
     steps = 0
     while steps < n and F(entropy) >= threshold:
         steps += 1
-        s, w = 0.0, 0.0
+        highest, s, w = -1e9, 0.0, 0.0  # Below any logit here.
         for b in range(0, z.size, _BLOCK):
             part = slice(b, b + _BLOCK)
-            more_s, more_w = _step(
+            part_highest, part_s, part_w = _step(
                 start[part],
                 moved[part],
                 m[part],
@@ -192,10 +193,14 @@ def _descend_dense(
                 rate,
                 kl,
             )
-            s += more_s
-            w += more_w
+            new = max(highest, np.float64(part_highest))
+            drop, shrunk = highest - new, math.exp(highest - new)
+            s, w = s * shrunk, (w + drop * s) * shrunk
+            drop, shrunk = part_highest - new, math.exp(part_highest - new)
+            s, w = s + part_s * shrunk, w + (part_w + drop * part_s) * shrunk
+            highest = new
         entropy = math.log(s) - w / s
-        log_total = math.log(s) + rate * steps
+        log_total = math.log(s) + highest
     for i in range(z.size):
         z[i] += moved[i]
     return steps, entropy
@@ -337,9 +342,11 @@ def _descend(
     steps = 0
     while steps < n and F(entropy) >= threshold:
         steps += 1
-        s, w = _step(start, moved, m, v, p0, weight, steps, log_total, entropy, rate, kl)
+        highest, s, w = _step(
+            start, moved, m, v, p0, weight, steps, log_total, entropy, rate, kl
+        )
         entropy = math.log(s) - w / s
-        log_total = math.log(s) + rate * steps
+        log_total = math.log(s) + highest
 
     table = moved[knots:size]
     rise = p0[:_KNOTS]

@@ -194,6 +194,21 @@ def test_hard_row_agrees_with_autograd_in_float64(name: str, settings: Settings)
     agree(rows[0], stats.grad_steps.item(), before.double(), settings)
 
 
+@pytest.mark.parametrize("kl_weight", [1.0, 100.0])
+@pytest.mark.parametrize("vocab_size", [64, 20_000])
+def test_many_long_steps_under_a_strong_pull_agree_with_float64(
+    vocab_size: int, kl_weight: float
+) -> None:
+    # The top rises by far less than 64 times the learning rate.
+    logits = llm_like_rows(vocab_size, 8, seed=5)
+    settings = Settings(
+        n_grad_steps=64, learning_rate=2.0, threshold=0.0, kl_weight=kl_weight
+    )
+    rows, stats = minimized(logits, settings)
+    for i in range(len(rows)):
+        agree(rows[i], stats.grad_steps[i].item(), logits[i].double(), settings)
+
+
 @pytest.mark.parametrize("learning_rate", [0.01, 0.1, 0.5])
 def test_argmax_is_kept_for_moderate_settings(learning_rate: float) -> None:
     logits = llm_like_rows(300, 400, seed=3)
