@@ -1,0 +1,444 @@
+r"""What EM-INF costs a whole server, in tokens per second and latency.
+
+    python -m loadtests.bench_server --model stand-in --seconds 160 \
+        --out loadtests/results/server-cpu-stand-in.json
+    python -m loadtests.bench_server --model demo --seconds 75 --tokens 256 \
+        --out loadtests/results/server-cpu-demo.json
+
+Two servers stay loaded on this machine with the same flags: ours, and stock vLLM without
+anything of ours. In each round every contender gets the same prompts, lengths and seeds,
+one contender after another in shuffled order, in a closed loop at temperature 1.0; "off
+again" is "off" a second time, so that its ratio shows the noise. Ratios are taken within
+a round; printed are their medians with 95 % intervals (bootstrap over rounds). Output
+tokens are counted from `usage`.
+
+vLLM pins both workers to the same core, and a worker spins for a second after each call.
+So while one server works, the other's processes are stopped (SIGSTOP), and each run is
+preceded by a short request that is not counted. What the servers take of a core when idle
+and not stopped is kept with the results.
+
+Refuses to report where a request failed, a length is not as asked, a report is missing or
+says that nothing was done, an error was counted, or our server's answers differ from
+stock vLLM's with the same seeds, one request at a time, while nobody asks for EM-INF.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loadtests.client import Answer, RequestFailedError, ask_all
+from loadtests.environment import where_it_ran
+from loadtests.ratios import Ratio, paired_ratio, spread
+from loadtests.serving import (
+    EM_INF,
+    FLAGS,
+    STOCK,
+    ServerFailedError,
+    Serving,
+    idle_cpu_shares,
+    serving,
+)
+from server.cli import DEMO_MODEL
+from server.demo_model.problems import problems
+
+MODEL_NAME = "measured"
+OFF, OFF_AGAIN, STOCK_VLLM = "off", "off again", "stock vLLM"
+ON, NO_REPORT, TRACE = "on", "on, no report", "on, trace"
+ADAPTIVE = "adaptive temperature"
+CONTENDERS: dict[str, dict[str, Any] | None] = {
+    STOCK_VLLM: None,
+    OFF: None,
+    OFF_AGAIN: None,
+    ON: {"n_grad_steps": 5},
+    NO_REPORT: {"n_grad_steps": 5, "report": "none"},
+    TRACE: {"n_grad_steps": 5, "report": "trace"},
+    ADAPTIVE: {"method": "adaptive_temperature"},
+}
+"""The field `em_inf` of every request of a contender; None leaves it out."""
+
+THROUGHPUT = "output_tokens_per_second"
+BARS = (
+    ("all on over all off", ON, OFF, 0.95, 0.98),
+    ("nobody asks, over stock vLLM", OFF, STOCK_VLLM, 0.99, 1.0),
+    ("report summary over none", ON, NO_REPORT, 0.99, 1.0),
+    ("report trace over none", TRACE, NO_REPORT, 0.99, 1.0),
+    ("noise: off again over off", OFF_AGAIN, OFF, None, None),
+)
+"""What is asked of output tokens per second: whose, over whose, at least, aim."""
+
+FEWEST_ROUNDS = 5
+IDLE_SECONDS = 20.0
+
+
+class CheckFailedError(Exception):
+    """What was measured is not what was asked for; there is nothing to report."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every request of a run asks for.
+
+    Attributes:
+        concurrency: requests at a time.
+        requests: of a run.
+        tokens: output tokens of each.
+    """
+
+    concurrency: int
+    requests: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One contender's answers to one round's requests, and the seconds they took."""
+
+    answers: list[Answer]
+    seconds: float
+
+    def figures(self) -> dict[str, float]:
+        """Every metric of this run; of latencies the median over its requests."""
+        answers = self.answers
+        tpot = [x.tpot_seconds for x in answers if x.tpot_seconds is not None]
+        gaps = [gap for x in answers for gap in x.itl_seconds]
+        return {
+            THROUGHPUT: sum(x.output_tokens for x in answers) / self.seconds,
+            "ttft_seconds": statistics.median(x.ttft_seconds for x in answers),
+            "itl_seconds": statistics.median(gaps),
+            "itl_p95_seconds": float(np.quantile(gaps, 0.95)),
+            "tpot_seconds": statistics.median(tpot),
+            "e2e_seconds": statistics.median(x.e2e_seconds for x in answers),
+        }
+
+
+class Bench:
+    """Two servers, and what is asked of them.
+
+    Args:
+        ours: our server.
+        stock: stock vLLM.
+    """
+
+    def __init__(self, ours: Serving, stock: Serving) -> None:
+        self._ours, self._stock = ours, stock
+        self._questions = [
+            p.question for p in itertools.islice(problems("held_out", 7), 256)
+        ]
+
+    def run(self, name: str, asked: Asked, first_seed: int) -> Run:
+        """Send one round's requests to one contender.
+
+        Args:
+            name: the contender.
+            asked: how many, how long.
+            first_seed: of the round's first request; it picks the prompt, too.
+
+        Raises:
+            CheckFailedError: an answer is not what was asked for.
+            RequestFailedError: a request failed.
+        """
+        field = CONTENDERS[name]
+        bodies = []
+        for seed in range(first_seed, first_seed + asked.requests):
+            question = self._questions[seed % len(self._questions)]
+            body = {
+                "model": MODEL_NAME,
+                "messages": [{"role": "user", "content": question}],
+                "max_tokens": asked.tokens,
+                "ignore_eos": True,
+                "temperature": 1.0,
+                "seed": seed,
+            }
+            bodies.append(body if field is None else {**body, "em_inf": field})
+        url = self._wake(name).url
+        asyncio.run(ask_all(url, [{**bodies[0], "max_tokens": 2}], 1))
+        answers, seconds = asyncio.run(ask_all(url, bodies, asked.concurrency))
+        check_run(name, answers, asked.tokens)
+        return Run(answers, seconds)
+
+    def _wake(self, name: str) -> Serving:
+        """The contender's server, running alone."""
+        pair = [self._ours, self._stock]
+        working, resting = pair[::-1] if name == STOCK_VLLM else pair
+        resting.stand_still()
+        working.go_on()
+        return working
+
+
+def check_run(name: str, answers: list[Answer], tokens: int) -> None:
+    """Every answer is as long as asked, and its report says what it should.
+
+    Raises:
+        CheckFailedError: with what is wrong.
+    """
+    lengths = {answer.output_tokens for answer in answers}
+    if lengths != {tokens}:
+        raise CheckFailedError(f"{name}: {tokens} tokens asked for, {lengths} came")
+    field = CONTENDERS[name]
+    reported = field is not None and field.get("report") != "none"
+    choices = []
+    for answer in answers:
+        if (answer.em_inf is not None) != reported:
+            raise CheckFailedError(f"{name}: em_inf in the answer is {answer.em_inf}")
+        if answer.em_inf is not None:
+            choices += answer.em_inf["choices"]
+    if not reported:
+        return
+    if any(choice.get("tokens") != tokens for choice in choices):
+        raise CheckFailedError(f"{name}: a report does not count {tokens} tokens")
+    if not sum(choice["tokens_minimized"] for choice in choices):
+        raise CheckFailedError(
+            f"{name}: no token was minimized in {len(choices)} answers"
+        )
+    if name == TRACE:
+        traced = {len(column) for c in choices for column in c["trace"].values()}
+        if traced != {tokens}:
+            raise CheckFailedError(f"{name}: traces have {traced} entries, not {tokens}")
+
+
+def check_same_words(bench: Bench, tokens: int) -> None:
+    """With one request at a time and equal seeds, contenders agree where they must.
+
+    Raises:
+        CheckFailedError: off differs from stock vLLM, one report from another, or on
+            from off nowhere.
+    """
+    asked = Asked(concurrency=1, requests=4, tokens=tokens)
+    words = {
+        name: [answer.text for answer in bench.run(name, asked, 0).answers]
+        for name in CONTENDERS
+    }
+    for name, other in (
+        (OFF, STOCK_VLLM),
+        (OFF_AGAIN, OFF),
+        (NO_REPORT, ON),
+        (TRACE, ON),
+    ):
+        if words[name] != words[other]:
+            raise CheckFailedError(f"{name} and {other} answer one seed differently")
+    for name in (ON, ADAPTIVE):
+        if words[name] == words[OFF]:
+            raise CheckFailedError(f"{name} says the same as {OFF}: it had no effect")
+
+
+def check_errors(ours: Serving) -> None:
+    """Our server counted no error of its own.
+
+    Raises:
+        CheckFailedError: it did.
+    """
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(f"{ours.url}/metrics", timeout=60) as response:
+        lines = response.read().decode().splitlines()
+    names = ("em_inf_processor_errors_total", "em_inf_fetch_errors_total")
+    errors = [x for x in lines if x.startswith(names) and float(x.rsplit(" ", 1)[1])]
+    if errors:
+        raise CheckFailedError(f"the server counted errors: {errors}")
+
+
+def measure(bench: Bench, asked: Asked, rounds: int, seconds: float) -> dict[str, Any]:
+    """All rounds of one concurrency.
+
+    Args:
+        bench: the servers.
+        asked: what each run asks for.
+        rounds: at most so many.
+        seconds: no round begins after so many, once there are `FEWEST_ROUNDS`.
+
+    Returns:
+        Figures and ratios of every contender, as JSON.
+    """
+    for name in CONTENDERS:
+        bench.run(name, asked, 0)  # Warm.
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    entropies: list[float] = []
+    names = list(CONTENDERS)
+    order = random.Random(asked.concurrency)  # noqa: S311  Of contenders, no secret.
+    began, used = time.perf_counter(), time.process_time()
+    for i in range(rounds):
+        order.shuffle(names)
+        for name in names:
+            run = bench.run(name, asked, 1000 + i * asked.requests)
+            runs[name].append(run.figures())
+            if name == TRACE:
+                entropies += [
+                    nats
+                    for answer in run.answers
+                    for choice in (answer.em_inf or {})["choices"]
+                    for nats in choice["trace"]["entropy_before"]
+                ]
+        if time.perf_counter() - began > seconds and i + 1 >= min(FEWEST_ROUNDS, rounds):
+            break
+    wall = time.perf_counter() - began
+    ratios = {
+        (name, over): all_ratios(runs[name], runs[over])
+        for name, over in [(n, OFF) for n in CONTENDERS if n != OFF]
+        + [(name, over) for _, name, over, _, _ in BARS]
+    }
+    print_case(asked, runs, ratios)
+    return {
+        "concurrency": asked.concurrency,
+        "requests": asked.requests,
+        "rounds": len(runs[OFF]),
+        "client_cpu_share": round((time.process_time() - used) / wall, 3),
+        "entropy_before_nats": {
+            **{
+                f"{q:.0%}": round(float(np.quantile(entropies, q)), 4)
+                for q in (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+            },
+            "share_above_0.3": round(float(np.mean(np.asarray(entropies) > 0.3)), 4),
+        },
+        "contenders": {
+            name: {m: spread([r[m] for r in found]) for m in found[0]}
+            for name, found in runs.items()
+        },
+        "ratios": {
+            f"{name} / {over}": {m: ratio.as_json() for m, ratio in found.items()}
+            for (name, over), found in ratios.items()
+        },
+    }
+
+
+def all_ratios(
+    runs: list[dict[str, float]], base: list[dict[str, float]]
+) -> dict[str, Ratio]:
+    """Ratio of every metric."""
+    return {
+        metric: paired_ratio([run[metric] for run in runs], [run[metric] for run in base])
+        for metric in base[0]
+    }
+
+
+def print_case(
+    asked: Asked,
+    runs: dict[str, list[dict[str, float]]],
+    ratios: dict[tuple[str, str], dict[str, Ratio]],
+) -> None:
+    """A table for one concurrency, and where it stands to each bar."""
+    print(
+        f"\n{asked.concurrency} at once, {asked.requests} requests of {asked.tokens} "
+        f"tokens, {len(runs[OFF])} rounds; medians, and ratios to {OFF} [95 % interval]"
+    )
+    for name, found in runs.items():
+        for metric in found[0]:
+            median = statistics.median(run[metric] for run in found)
+            ratio = "" if name == OFF else str(ratios[name, OFF][metric])
+            print(f"  {name:22}{metric:26}{median:12.4f}  {ratio}")
+    for what, name, over, least, aim in BARS:
+        found_ratio = ratios[name, over][THROUGHPUT]
+        print(
+            f"  {what:32}{found_ratio!s:24}{verdict(found_ratio, least, aim)}", flush=True
+        )
+
+
+def verdict(ratio: Ratio, least: float | None, aim: float | None) -> str:
+    """A measured ratio beside what is asked of it."""
+    if least is None or aim is None:
+        return ""
+    met = "met" if ratio.median >= least else "MISSED"
+    reached = "reached" if ratio.median >= aim else "not reached"
+    return f"at least {least}: {met}; aim {aim}: {reached}"
+
+
+@contextlib.contextmanager
+def model_folder(model: str) -> Iterator[Path]:
+    """The folder of the model asked for; a stand-in lives as long as this does."""
+    if model == "demo":
+        yield DEMO_MODEL
+    elif model == "stand-in":
+        from loadtests.stand_in import make_stand_in
+
+        with tempfile.TemporaryDirectory() as folder:
+            make_stand_in(Path(folder))
+            yield Path(folder)
+    elif (Path(model) / "config.json").exists():
+        yield Path(model)
+    else:
+        sys.exit(f"--model is {model}, allowed are demo, stand-in and a model's folder")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Start both servers, check, measure, check again.
+
+    Raises:
+        CheckFailedError: there is nothing to report.
+        RequestFailedError: a request failed.
+        ServerFailedError: a server did not start.
+    """
+    about = where_it_ran(
+        "loadtests.bench_server", model=args.model, flags=list(FLAGS), tokens=args.tokens
+    )
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(model_folder(args.model))
+        ours = stack.enter_context(serving(EM_INF, folder, MODEL_NAME))
+        stock = stack.enter_context(serving(STOCK, folder, MODEL_NAME))
+        if (ours.answers("/v1/em_inf"), stock.answers("/v1/em_inf")) != (200, 404):
+            raise CheckFailedError("/v1/em_inf must be on our server, and only there")
+        bench = Bench(ours, stock)
+        idle = idle_cpu_shares([ours, stock], IDLE_SECONDS)
+        about["idle_cpu_share"] = dict(zip(("ours", "stock vLLM"), idle, strict=True))
+        print("idle servers take of a core:", about["idle_cpu_share"], flush=True)
+        check_same_words(bench, args.tokens)
+        cases = [
+            measure(
+                bench,
+                Asked(concurrency, args.requests or concurrency, args.tokens),
+                args.rounds,
+                args.seconds,
+            )
+            for concurrency in args.concurrency
+        ]
+        ours.go_on()
+        check_errors(ours)
+    return {"about": about, "cases": cases}
+
+
+def main() -> None:
+    """Run every case, print it, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="demo", help="demo, stand-in, or a folder")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--rounds", type=int, default=200, help="at most, each")
+    parser.add_argument(
+        "--seconds", type=float, default=150, help="no new round after, each concurrency"
+    )
+    parser.add_argument("--requests", type=int, help="of a run; else as many as at once")
+    parser.add_argument("--tokens", type=int, default=32, help="of each answer")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    for name in (
+        "rounds",
+        "tokens",
+        *(["requests"] if args.requests is not None else []),
+    ):
+        if getattr(args, name) < 2:
+            parser.error(f"--{name} is {getattr(args, name)}, allowed is 2 or more")
+    if min(args.concurrency) < 1:
+        parser.error(f"--concurrency is {args.concurrency}, allowed is 1 or more")
+    try:
+        report = run(args)
+    except (CheckFailedError, RequestFailedError, ServerFailedError) as error:
+        sys.exit(f"nothing to report: {error}")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

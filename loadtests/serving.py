@@ -1,0 +1,143 @@
+"""Servers to measure, each a process of its own here, and what they use while idle."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+EM_INF = (sys.executable, "-m", "server", "serve")
+STOCK = (sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model")
+"""What `vllm serve` runs; that command itself does not start from the CPU build."""
+
+START_SECONDS = 400.0
+FLAGS = (
+    "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024",
+    "--max-num-seqs", "64", "--no-enable-prefix-caching", "--generation-config", "vllm",
+)  # fmt: skip
+"""Of every server measured. No prefix caching: a prompt costs the same in every round."""
+
+ENVIRON = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
+
+
+class ServerFailedError(Exception):
+    """A server did not start; the text holds the end of its log."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A running server.
+
+    Attributes:
+        url: without a path.
+        process: the process that was started, an ancestor of all of the server's.
+    """
+
+    url: str
+    process: psutil.Process
+
+    def cpu_seconds(self) -> float:
+        """Processor time that all its processes used so far."""
+        total = 0.0
+        for process in [self.process, *self.process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+    def stand_still(self) -> None:
+        """Stop all its processes until `go_on`, so that they take nothing of a core."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let all its processes run."""
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+    def answers(self, path: str) -> int:
+        """The status of a GET."""
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with direct.open(self.url + path, timeout=60) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+
+@contextlib.contextmanager
+def serving(command: Sequence[str], model: Path, name: str) -> Iterator[Serving]:
+    """Run a server with `FLAGS`, and stop it in the end.
+
+    Args:
+        command: `EM_INF` or `STOCK`.
+        model: folder of the model.
+        name: of the model, in requests.
+
+    Raises:
+        ServerFailedError: it stopped, or did not answer within `START_SECONDS`.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    where = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name]
+    with tempfile.NamedTemporaryFile(suffix=".log") as log:
+        process = subprocess.Popen(  # noqa: S603
+            [*command, str(model), *where, *FLAGS],
+            env={**os.environ, **ENVIRON},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        found = Serving(f"http://127.0.0.1:{port}", psutil.Process(process.pid))
+        try:
+            if not _comes_up(process, found):
+                end = Path(log.name).read_text()[-4000:]
+                raise ServerFailedError(f"the server did not start:\n{end}")
+            yield found
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                found.go_on()
+                process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(60)
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _comes_up(process: subprocess.Popen[bytes], server: Serving) -> bool:
+    until = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            if server.answers("/health") == 200:
+                return True
+        time.sleep(0.5)
+    return False
+
+
+def idle_cpu_shares(servers: Sequence[Serving], seconds: float) -> list[float]:
+    """How much of one core each server takes while nobody asks.
+
+    Args:
+        servers: running, and not stopped.
+        seconds: to watch them all.
+    """
+    before = [server.cpu_seconds() for server in servers]
+    time.sleep(seconds)
+    return [
+        round((server.cpu_seconds() - first) / seconds, 4)
+        for server, first in zip(servers, before, strict=True)
+    ]
