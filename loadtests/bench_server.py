@@ -133,9 +133,11 @@ class Bench:
     Args:
         ours: our server.
         stock: stock vLLM.
+        model: its name on both.
     """
 
-    def __init__(self, ours: Serving, stock: Serving) -> None:
+    def __init__(self, ours: Serving, stock: Serving, model: str = MODEL_NAME) -> None:
+        self._model = model
         self._ours, self._stock = ours, stock
         self._questions = [
             p.question for p in itertools.islice(problems("held_out", 7), 256)
@@ -158,7 +160,7 @@ class Bench:
         for seed in range(first_seed, first_seed + asked.requests):
             question = self._questions[seed % len(self._questions)]
             body = {
-                "model": MODEL_NAME,
+                "model": self._model,
                 "messages": [{"role": "user", "content": question}],
                 "max_tokens": asked.tokens,
                 "ignore_eos": True,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("logits_processors", "server")
+PACKAGES = ("loadtests", "logits_processors", "server")
 
 # What each file may import when it is loaded, besides the standard library. "vllm" and
 # the like stand for everything below them.
@@ -75,6 +75,37 @@ ALLOWED: dict[str, set[str]] = {
         "server.demo_model.problems",
     },
     "server/demo_model/evaluate.py": {"openai", "server.demo_model.problems"},
+    "loadtests/__init__.py": set(),
+    "loadtests/environment.py": set(),
+    "loadtests/ratios.py": {"numpy"},
+    "loadtests/client.py": {"aiohttp"},
+    "loadtests/serving.py": {"psutil"},
+    "loadtests/stand_in.py": {"tokenizers", "torch", "transformers"},
+    "loadtests/bench_kernel.py": {
+        "torch",
+        "loadtests.environment",
+        "logits_processors.minimize",
+        "logits_processors.reference",
+    },
+    "loadtests/bench_server.py": {
+        "numpy",
+        "loadtests.client",
+        "loadtests.environment",
+        "loadtests.ratios",
+        "loadtests.serving",
+        "server.cli",
+        "server.demo_model.problems",
+    },
+    "loadtests/bench_reference.py": {
+        "torch",
+        "transformers",
+        "loadtests.client",
+        "loadtests.environment",
+        "loadtests.ratios",
+        "loadtests.serving",
+        "server.cli",
+        "server.demo_model.problems",
+    },
 }
 
 
