@@ -10,7 +10,8 @@ anything of ours. In each round every contender gets the same prompts, lengths a
 one contender after another in shuffled order, in a closed loop at temperature 1.0; "off
 again" is "off" a second time, so that its ratio shows the noise. Ratios are taken within
 a round; printed are their medians with 95 % intervals (bootstrap over rounds). Output
-tokens are counted from `usage`.
+tokens are counted from `usage`. The server's processor time for each token is there for
+machines that others use at the same time: it feels them less than the clock does.
 
 vLLM pins both workers to the same core, and a worker spins for a second after each call.
 So while one server works, the other's processes are stopped (SIGSTOP), and each run is
@@ -107,18 +108,27 @@ class Asked:
 
 @dataclass(frozen=True)
 class Run:
-    """One contender's answers to one round's requests, and the seconds they took."""
+    """One contender's answers to one round's requests.
+
+    Attributes:
+        answers: in the order of the requests.
+        seconds: from the first request to the last answer.
+        cpu_seconds: processor time of all the server's processes meanwhile.
+    """
 
     answers: list[Answer]
     seconds: float
+    cpu_seconds: float
 
     def figures(self) -> dict[str, float]:
         """Every metric of this run; of latencies the median over its requests."""
         answers = self.answers
         tpot = [x.tpot_seconds for x in answers if x.tpot_seconds is not None]
         gaps = [gap for x in answers for gap in x.itl_seconds]
+        tokens = sum(x.output_tokens for x in answers)
         return {
-            THROUGHPUT: sum(x.output_tokens for x in answers) / self.seconds,
+            THROUGHPUT: tokens / self.seconds,
+            "server_cpu_seconds_per_token": self.cpu_seconds / tokens,
             "ttft_seconds": statistics.median(x.ttft_seconds for x in answers),
             "itl_seconds": statistics.median(gaps),
             "itl_p95_seconds": float(np.quantile(gaps, 0.95)),
@@ -168,11 +178,13 @@ class Bench:
                 "seed": seed,
             }
             bodies.append(body if field is None else {**body, "em_inf": field})
-        url = self._wake(name).url
-        asyncio.run(ask_all(url, [{**bodies[0], "max_tokens": 2}], 1))
-        answers, seconds = asyncio.run(ask_all(url, bodies, asked.concurrency))
+        server = self._wake(name)
+        asyncio.run(ask_all(server.url, [{**bodies[0], "max_tokens": 2}], 1))
+        used = server.cpu_seconds()
+        answers, seconds = asyncio.run(ask_all(server.url, bodies, asked.concurrency))
+        used = server.cpu_seconds() - used
         check_run(name, answers, asked.tokens)
-        return Run(answers, seconds)
+        return Run(answers, seconds, used)
 
     def _wake(self, name: str) -> Serving:
         """The contender's server, running alone."""
@@ -219,7 +231,7 @@ def check_same_words(bench: Bench, tokens: int) -> None:
 
     Raises:
         CheckFailedError: off differs from stock vLLM, one report from another, or on
-            from off nowhere.
+            nowhere from off.
     """
     asked = Asked(concurrency=1, requests=4, tokens=tokens)
     words = {
@@ -234,9 +246,8 @@ def check_same_words(bench: Bench, tokens: int) -> None:
     ):
         if words[name] != words[other]:
             raise CheckFailedError(f"{name} and {other} answer one seed differently")
-    for name in (ON, ADAPTIVE):
-        if words[name] == words[OFF]:
-            raise CheckFailedError(f"{name} says the same as {OFF}: it had no effect")
+    if words[ON] == words[OFF]:
+        raise CheckFailedError(f"{ON} says the same as {OFF}; more --tokens would tell")
 
 
 def check_errors(ours: Serving) -> None:

@@ -63,8 +63,9 @@ def test_answers_that_are_not_as_asked_are_refused(name: str, found: Answer) -> 
 
 
 def test_throughput_counts_all_tokens_over_the_whole_run() -> None:
-    figures = Run([answer(), answer(tokens=6)], seconds=2.0).figures()
+    figures = Run([answer(), answer(tokens=6)], seconds=2.0, cpu_seconds=3.0).figures()
     assert figures["output_tokens_per_second"] == 5.0
+    assert figures["server_cpu_seconds_per_token"] == 0.3
     assert figures["itl_seconds"] == pytest.approx(0.2)
     assert figures["tpot_seconds"] == 0.2
 
