@@ -39,7 +39,14 @@ from transformers import (
 from loadtests.client import Answer, RequestFailedError, ask_all
 from loadtests.environment import where_it_ran
 from loadtests.ratios import Ratio, paired_ratio, spread
-from loadtests.serving import EM_INF, FLAGS, ServerFailedError, Serving, serving
+from loadtests.serving import (
+    EM_INF,
+    FLAGS,
+    ServerFailedError,
+    Serving,
+    leave_no_server_behind,
+    serving,
+)
 from server.cli import DEMO_MODEL
 from server.demo_model.problems import problems
 
@@ -232,6 +239,7 @@ def main() -> None:
     for name in ("prompts", "some", "tokens", "rounds", "threads"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} is {getattr(args, name)}, allowed is 1 or more")
+    leave_no_server_behind()
     try:
         report = run(args)
     except (RequestFailedError, ServerFailedError) as error:

@@ -53,6 +53,7 @@ from loadtests.serving import (
     ServerFailedError,
     Serving,
     idle_cpu_shares,
+    leave_no_server_behind,
     serving,
 )
 from server.cli import DEMO_MODEL
@@ -444,6 +445,7 @@ def main() -> None:
             parser.error(f"--{name} is {getattr(args, name)}, allowed is 2 or more")
     if min(args.concurrency) < 1:
         parser.error(f"--concurrency is {args.concurrency}, allowed is 1 or more")
+    leave_no_server_behind()
     try:
         report = run(args)
     except (CheckFailedError, RequestFailedError, ServerFailedError) as error:

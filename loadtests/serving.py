@@ -128,6 +128,11 @@ def _comes_up(process: subprocess.Popen[bytes], server: Serving) -> bool:
     return False
 
 
+def leave_no_server_behind() -> None:
+    """Have SIGTERM unwind this process as Ctrl-C does, so that `serving` cleans up."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))
+
+
 def idle_cpu_shares(servers: Sequence[Serving], seconds: float) -> list[float]:
     """How much of one core each server takes while nobody asks.
 

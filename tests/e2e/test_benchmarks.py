@@ -26,13 +26,13 @@ def bench(server: Server, stock: Server) -> Iterator[Bench]:
 
 
 def test_contenders_agree_where_they_must(bench: Bench) -> None:
-    bench_server.check_same_words(bench, tokens=12)
+    bench_server.check_same_words(bench, tokens=32)
 
 
 def test_every_contender_is_measured_with_ratios_in_every_metric(
     bench: Bench, server: Server
 ) -> None:
-    case = bench_server.measure(bench, Asked(2, 4, 12), rounds=2, seconds=60.0)
+    case = bench_server.measure(bench, Asked(2, 4, 48), rounds=2, seconds=60.0)
     assert case["rounds"] == 2
     assert set(case["contenders"]) == set(bench_server.CONTENDERS)
     metrics = set(case["contenders"]["off"])
