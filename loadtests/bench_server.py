@@ -252,11 +252,12 @@ def check_same_words(bench: Bench, tokens: int) -> None:
 
 
 def check_errors(ours: Serving) -> None:
-    """Our server counted no error of its own.
+    """Our server, set going if it stands still, counted no error of its own.
 
     Raises:
         CheckFailedError: it did.
     """
+    ours.go_on()
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(f"{ours.url}/metrics", timeout=60) as response:
         lines = response.read().decode().splitlines()
@@ -418,7 +419,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             )
             for concurrency in args.concurrency
         ]
-        ours.go_on()
         check_errors(ours)
     return {"about": about, "cases": cases}
 
