@@ -13,6 +13,7 @@ Golub and Welsch, Math. Comp. 23 (1969).
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import numba
@@ -25,12 +26,14 @@ from logits_processors.kernels.vector_math import (
     FAST,
     F,
     exp2,
+    first_half,
     floor,
     index_of,
     inline,
     jit,
     larger,
     largest,
+    second_half,
     square_root,
 )
 from logits_processors.reference import (
@@ -49,7 +52,7 @@ _BLOCK = 4096  # Elements; 16 KB, so that a second look finds it in the first-le
 _DENSE_BELOW = 8192  # Shorter rows run densely.
 _LARGEST = 3.4e38  # Of float32, about.
 _HEADROOM = 40.0  # Nats above its base that a float32 sum of exponentials can take.
-_HEAD_BLOCK = 256
+_HEAD_BLOCK = 512
 _HEAD_CAPACITY = 8192  # A row with a larger head is flat and runs densely.
 _KNOTS = 1024  # Of the table that maps the tail.
 _NODES = 6  # Two for each segment of the tail.
@@ -59,12 +62,16 @@ _SCALE = 40  # Tail weights are carried times 2**40, clear of float32's denormal
 
 @inline
 def _block_statistics(block: Any, base: Any) -> tuple[Any, Any, Any]:
-    """Sum of exp(z - base), of exp(z - base) * (z - base) / ln 2, and the maximum."""
+    """Sum of exp(z - base), of exp(z - base) * (z - base) / ln 2, and the maximum.
+
+    Of a masked token too little remains (2**-126) to count beside any other. NaN reaches
+    the second sum.
+    """
     highest, s, w = F(-np.inf), F(0), F(0)
     for i in range(block.size):
         highest = largest(block[i], highest)
         t = larger(F(-126), (block[i] - base) * _LOG2_E)
-        p = exp2(t) if t != F(-126) else F(0)
+        p = exp2(t)
         s += p
         w += p * t
     return s, w, highest
@@ -93,6 +100,8 @@ def _statistics(z: Any) -> tuple[float, float, float]:
         weighted += w * _LN_2
     if top == -np.inf:
         total = np.nan
+    if abs(weighted) < 1e-20 * total:
+        weighted = 0.0  # What is left of masked tokens.
     log_total = math.log(total)
     return top, log_total + (np.float64(base) - top), log_total - weighted / total
 
@@ -348,18 +357,30 @@ def _descend(
         entropy = math.log(s) - w / s
         log_total = math.log(s) + highest
 
+    # Each knot's move and the rise to the next one's, side by side.
+    halves = np.empty(2 * _KNOTS, F)
     table = moved[knots:size]
-    rise = p0[:_KNOTS]
     for i in range(_KNOTS):
-        rise[i] = table[i + 1] - table[i]
+        halves[2 * i] = table[i]
+        halves[2 * i + 1] = table[i + 1] - table[i]
+    pairs = halves.view(np.int64)
     per_knot, offset = F(1 / spacing), F(-lowest / spacing)
     last = F(_KNOTS) - F(1e-3)
-    for i in range(z.size):
-        # Tokens of the head read the table's end here and are overwritten below.
-        at = (z[i] - base) * per_knot + offset
-        at = larger(F(0), at if at < last else last)
-        j = index_of(at)
-        z[i] += table[j] + (at - floor(at)) * rise[j]
+    index, share = np.empty(_HEAD_BLOCK, np.uint32), np.empty(_HEAD_BLOCK, F)
+    found = np.empty(_HEAD_BLOCK, np.int64)
+    for begin in range(0, z.size, _HEAD_BLOCK):
+        # Three loops, so that the first and the last vectorise.
+        small = z[begin : begin + _HEAD_BLOCK]
+        for i in range(small.size):
+            # Tokens of the head read the table's end here and are overwritten below.
+            at = (small[i] - base) * per_knot + offset
+            at = larger(F(0), at if at < last else last)
+            index[i] = index_of(at)
+            share[i] = at - floor(at)
+        for i in range(small.size):
+            found[i] = pairs[index[i]]
+        for i in range(small.size):
+            small[i] += first_half(found[i]) + share[i] * second_half(found[i])
     for i in range(head):
         z[where[i]] = start[i] + moved[i] + base
     return steps, entropy
@@ -445,6 +466,21 @@ def _run_rows(storage: Any, offsets: Any, vocab_size: int, params: Any, out: Any
         _run_row(storage[begin : begin + vocab_size], params[r], out[r])
 
 
+def _allow_threads(count: int) -> None:
+    """Have numba start so many threads, unless the operator or another user said how many.
+
+    By itself it counts the cores that this thread may use, which vLLM has bound to one.
+    """
+    if "NUMBA_NUM_THREADS" in os.environ:
+        return
+    os.environ["NUMBA_NUM_THREADS"] = str(count)
+    try:
+        numba.config.reload_config()
+    except RuntimeError:
+        # They run already; numba would refuse to compile for any other number.
+        del os.environ["NUMBA_NUM_THREADS"]
+
+
 def warm_up(vocab_size: int) -> int:
     """Compile for this machine, or load what was compiled before, and pick the threads.
 
@@ -454,6 +490,7 @@ def warm_up(vocab_size: int) -> int:
     Returns:
         Threads that rows will be spread over: as many as torch has here.
     """
+    _allow_threads(torch.get_num_threads())
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(threads)
     logits = torch.zeros(2, vocab_size)

@@ -65,18 +65,36 @@ floor = _unary("llvm.floor.f32")
 square_root = _unary("llvm.sqrt.f32")
 
 
+_MAGIC = ir.Constant(ir.FloatType(), 1.5 * 2**23)
+# Changes nothing in a sum with the above, and keeps numba from giving it other flags,
+# under which the compiler could take the number out again.
+_AS_WRITTEN = ("nsz",)
+
+
 @intrinsic
-def _power_of_two(_: Any, n: Any) -> Any:
-    """2**n of a whole float32 n from -126 to 127, written into the exponent's bits."""
+def _round(_: Any, t: Any) -> Any:
+    """A float32 below 2**22 rounded to a whole number."""
+
+    def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        shifted = builder.fadd(args[0], _MAGIC, flags=_AS_WRITTEN)
+        return builder.fsub(shifted, _MAGIC, flags=_AS_WRITTEN)
+
+    return types.float32(types.float32), code
+
+
+@intrinsic
+def _times_power_of_two(_: Any, p: Any, t: Any) -> Any:
+    """`p` times 2 to the power of `t` rounded, added to the exponent's bits."""
 
     def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
         word = ir.IntType(32)
-        whole = builder.fptosi(args[0], word)
-        biased = builder.add(whole, ir.Constant(word, 127))
-        bits = builder.shl(biased, ir.Constant(word, 23))
+        shifted = builder.fadd(args[1], _MAGIC, flags=_AS_WRITTEN)
+        # Rounding has left the whole number in the lowest bits.
+        exponent = builder.shl(builder.bitcast(shifted, word), ir.Constant(word, 23))
+        bits = builder.add(builder.bitcast(args[0], word), exponent)
         return builder.bitcast(bits, ir.FloatType())
 
-    return types.float32(types.float32), code
+    return types.float32(types.float32, types.float32), code
 
 
 @intrinsic
@@ -84,20 +102,35 @@ def index_of(_: Any, x: Any) -> Any:
     """A float32 that is not negative, cut to an index."""
 
     def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        whole = builder.fptosi(args[0], ir.IntType(32))
-        return builder.zext(whole, ir.IntType(64))
+        return builder.fptosi(args[0], ir.IntType(32))
 
-    return types.uint64(types.float32), code
+    return types.uint32(types.float32), code
+
+
+def _half(shift: int) -> Any:
+    """A float32 out of a word of 64 bits that holds two."""
+
+    @intrinsic
+    def half(_: Any, pair: Any) -> Any:
+        def code(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            word = builder.lshr(args[0], ir.Constant(ir.IntType(64), shift))
+            return builder.bitcast(builder.trunc(word, ir.IntType(32)), ir.FloatType())
+
+        return types.float32(types.int64), code
+
+    return half
+
+
+first_half, second_half = _half(0), _half(32)
+"""The two float32 of a pair that was loaded as one int64: one gather in place of two."""
 
 
 @inline
 def exp2(t: Any) -> Any:
-    """2**t in float32, to 2e-7 relative; t is at least -126. NaN stays NaN."""
-    n = floor(t)
-    f = t - n
-    p = F(2.18941762e-4) * f + F(1.23871094e-3)
-    p = p * f + F(9.68494987e-3)
-    p = p * f + F(5.54796605e-2)
-    p = p * f + F(2.40230343e-1)
-    p = p * f + F(6.93147156e-1)
-    return (p * f + F(1.0)) * _power_of_two(n)
+    """2**t in float32, to 2e-7 relative, for t from -126 to 127; anything for NaN."""
+    f = t - _round(t)
+    p = F(1.326472708e-3) * f + F(9.671512862e-3)
+    p = p * f + F(5.550733746e-2)
+    p = p * f + F(2.402224208e-1)
+    p = p * f + F(6.931469776e-1)
+    return _times_power_of_two(p * f + F(1.0), t)
