@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -11,18 +11,30 @@ from torch import Tensor
 from logits_processors.reference import RowParams, RowStats, Workspace
 from logits_processors.reference import minimize_rows_ as minimize_rows_by_reference_
 
-Backend = Literal["auto", "reference", "cpu"]
+if TYPE_CHECKING:
+    from logits_processors.kernels.gpu import Scratch
+
+Backend = Literal["auto", "reference", "cpu", "gpu"]
 
 
 def pick_backend(backend: Backend, device: torch.device) -> str:
-    """The backend that will run on `device`: "cpu" is numba's, "reference" runs on any.
+    """The backend that will run on `device`.
+
+    "cpu" is numba's, "gpu" Triton's (on a CPU under Triton's interpreter only, and only
+    when asked for by name), "reference" runs on any device.
 
     Raises:
         ValueError: there is no such backend for the device.
     """
-    possible = ("reference", "cpu") if device.type == "cpu" else ("reference",)
+    possible = ["reference"]
+    if device.type == "cpu":
+        possible += (
+            ["cpu", "gpu"] if os.environ.get("TRITON_INTERPRET") == "1" else ["cpu"]
+        )
+    elif device.type == "cuda":
+        possible.append("gpu")
     if backend == "auto":
-        return possible[-1]
+        return possible[1] if len(possible) > 1 else "reference"
     if backend not in possible:
         raise ValueError(
             f"backend {backend!r} is not 'auto' or one of {', '.join(possible)}, "
@@ -32,8 +44,12 @@ def pick_backend(backend: Backend, device: torch.device) -> str:
 
 
 def prepare(
-    vocab_size: int, max_rows: int, device: torch.device, backend: Backend = "auto"
-) -> Workspace | None:
+    vocab_size: int,
+    max_rows: int,
+    device: torch.device,
+    backend: Backend = "auto",
+    max_grad_steps: int = 64,
+) -> Workspace | Scratch | None:
     """Do at start what no request should wait for: compile, warm up, allocate.
 
     Args:
@@ -41,13 +57,19 @@ def prepare(
         max_rows: the most rows that will come at a time.
         device: where the logits live.
         backend: as for `minimize_entropy_`.
+        max_grad_steps: the largest step count that will come.
 
     Returns:
         What `minimize_entropy_` wants as its workspace.
     """
-    if pick_backend(backend, device) == "cpu":
-        # numba counts the cores that this thread may use, which vLLM has bound to one.
-        os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
+    picked = pick_backend(backend, device)
+    if picked == "gpu":
+        from logits_processors.kernels import gpu
+
+        scratch = gpu.Scratch(vocab_size, max_rows, device, max_grad_steps)
+        gpu.warm_up(scratch)
+        return scratch
+    if picked == "cpu":
         from logits_processors.kernels import cpu
 
         cpu.warm_up(vocab_size)
@@ -60,23 +82,23 @@ def minimize_entropy_(
     rows: Tensor,
     params: RowParams,
     *,
-    workspace: Workspace | None,
+    workspace: Workspace | Scratch | None,
     max_grad_steps: int,
     any_adaptive: bool = True,
     backend: Backend = "auto",
 ) -> RowStats:
     """Lower the entropy of the chosen rows in place; every other row stays bit for bit.
 
-    A row's result depends on nothing but that row and its settings (on a GPU, up to
-    rounding). A row below its threshold, with NaN or +inf in it, or with a single allowed
-    token stays bit for bit as well; -inf stays -inf.
+    A row's result depends on nothing but that row and its settings. A row below its
+    threshold, with NaN or +inf in it, or with a single allowed token stays bit for bit as
+    well; -inf stays -inf.
 
     Args:
         logits: [R, V] float32, last dimension contiguous.
         rows: [N] int64 on the same device, each at most once.
         params: settings of each chosen row, [N] float32 each.
-        workspace: buffers for rows at least V wide, on the same device; the backend
-            "cpu" needs none.
+        workspace: what `prepare` returned for this backend and device, for rows at least
+            V wide; the backend "cpu" needs none.
         max_grad_steps: the largest step count in `params`, known to the host.
         any_adaptive: False spares the other method's work where no row asks for it.
         backend: "auto" takes the fastest for the device.
@@ -108,22 +130,32 @@ def minimize_entropy_(
                 f"not {list(value.shape)} {value.dtype} on {value.device}"
             )
     stats = RowStats.empty(rows.numel(), logits.device)
-    if pick_backend(backend, logits.device) == "cpu":
+    picked = pick_backend(backend, logits.device)
+    if picked == "cpu":
         from logits_processors.kernels import cpu
 
         cpu.minimize_rows_(logits, rows, params, stats)
         return stats
     if workspace is None:
-        raise ValueError("the reference needs a workspace")
+        raise ValueError(f"the backend {picked!r} needs a workspace")
+    if picked == "gpu" and isinstance(workspace, Workspace):
+        raise ValueError("the backend 'gpu' needs the workspace that it prepared")
     if workspace.vocab_size < logits.shape[1]:
         raise ValueError(
             f"workspace is for rows of {workspace.vocab_size}, not {logits.shape[1]}"
         )
-    if workspace.buffer.device != logits.device:
-        raise ValueError(
-            f"workspace must be on {logits.device}, not {workspace.buffer.device}"
+    if workspace.device != logits.device:
+        raise ValueError(f"workspace must be on {logits.device}, not {workspace.device}")
+    if isinstance(workspace, Workspace):
+        minimize_rows_by_reference_(
+            logits, rows, params, stats, workspace, max_grad_steps, any_adaptive
         )
-    minimize_rows_by_reference_(
-        logits, rows, params, stats, workspace, max_grad_steps, any_adaptive
-    )
+        return stats
+    if workspace.max_grad_steps < max_grad_steps:
+        raise ValueError(
+            f"workspace is for {workspace.max_grad_steps} steps, not {max_grad_steps}"
+        )
+    from logits_processors.kernels import gpu
+
+    gpu.minimize_rows_(logits, rows, params, stats, workspace)
     return stats

@@ -20,7 +20,11 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (
     LogitsProcessor as V2LogitsProcessor,
 )
 
-from logits_processors.settings import EXTRA_ARGS_KEY, from_extra_args
+from logits_processors.settings import (
+    EXTRA_ARGS_KEY,
+    from_extra_args,
+    server_settings,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +101,10 @@ class EMInfLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if self._samples:
             self._rows_per_request = 1 + drafts
             max_rows = self._num_slots * self._rows_per_request
-            self._workspace = prepare(vocab_size, max_rows, device)
+            most_steps = server_settings().max_grad_steps
+            self._workspace = prepare(
+                vocab_size, max_rows, device, max_grad_steps=most_steps
+            )
         RECORDER.status = {
             "runner": "V2" if self._is_v2 else "V1",
             "backend": pick_backend("auto", device),
@@ -179,7 +186,6 @@ class EMInfLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._slots.set(slot, settings, record)
         return True
 
-    @_guarded("apply", lambda _, logits, *__: logits)
     def apply(
         self, logits: torch.Tensor, ctx: LogitsContext | None = None
     ) -> torch.Tensor:
@@ -189,6 +195,12 @@ class EMInfLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             logits: [R, V] float32.
             ctx: the step's layout under V2, None under V1.
         """
+        if not self._slots.num_active:
+            return logits
+        return self._apply(logits, ctx)
+
+    @_guarded("apply", lambda _, logits, *__: logits)
+    def _apply(self, logits: torch.Tensor, ctx: LogitsContext | None) -> torch.Tensor:
         if ctx is None:
             return self._apply_v1(logits)
         if not self._slots.active[ctx.idx_mapping_np].any():

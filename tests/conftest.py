@@ -1,5 +1,6 @@
 """What every test relies on: fixed seeds, and no help from uninitialised memory."""
 
+import os
 import random
 from collections.abc import Iterator
 
@@ -7,6 +8,10 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton reads it when it is imported, which nobody has done so far.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 hypothesis.settings.register_profile(
     "repeatable", derandomize=True, deadline=None, database=None

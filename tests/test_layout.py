@@ -26,6 +26,19 @@ ALLOWED: dict[str, set[str]] = {
         "torch",
         "logits_processors.reference",
     },
+    "logits_processors/kernels/gpu_math.py": {"triton", "logits_processors.reference"},
+    "logits_processors/kernels/gpu.py": {
+        "torch",
+        "triton",
+        "logits_processors.kernels.gpu_math",
+        "logits_processors.reference",
+    },
+    "logits_processors/kernels/gpu_exact.py": {
+        "torch",
+        "triton",
+        "logits_processors.kernels.gpu_math",
+        "logits_processors.reference",
+    },
     "logits_processors/minimize.py": {"torch", "logits_processors.reference"},
     "logits_processors/slots.py": {
         "numpy",

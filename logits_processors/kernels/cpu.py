@@ -52,8 +52,9 @@ _BLOCK = 4096  # Elements; 16 KB, so that a second look finds it in the first-le
 _DENSE_BELOW = 8192  # Shorter rows run densely.
 _LARGEST = 3.4e38  # Of float32, about.
 _HEADROOM = 40.0  # Nats above its base that a float32 sum of exponentials can take.
-_HEAD_BLOCK = 512
+_HEAD_BLOCK = 64
 _HEAD_CAPACITY = 8192  # A row with a larger head is flat and runs densely.
+_MAP_BLOCK = 512
 _KNOTS = 1024  # Of the table that maps the tail.
 _NODES = 6  # Two for each segment of the tail.
 _TAIL_DEPTH = 25.0  # Nats below the head, where Adam's epsilon leaves nothing to move.
@@ -366,11 +367,11 @@ def _descend(
     pairs = halves.view(np.int64)
     per_knot, offset = F(1 / spacing), F(-lowest / spacing)
     last = F(_KNOTS) - F(1e-3)
-    index, share = np.empty(_HEAD_BLOCK, np.uint32), np.empty(_HEAD_BLOCK, F)
-    found = np.empty(_HEAD_BLOCK, np.int64)
-    for begin in range(0, z.size, _HEAD_BLOCK):
+    index, share = np.empty(_MAP_BLOCK, np.uint32), np.empty(_MAP_BLOCK, F)
+    found = np.empty(_MAP_BLOCK, np.int64)
+    for begin in range(0, z.size, _MAP_BLOCK):
         # Three loops, so that the first and the last vectorise.
-        small = z[begin : begin + _HEAD_BLOCK]
+        small = z[begin : begin + _MAP_BLOCK]
         for i in range(small.size):
             # Tokens of the head read the table's end here and are overwritten below.
             at = (small[i] - base) * per_knot + offset
@@ -467,7 +468,7 @@ def _run_rows(storage: Any, offsets: Any, vocab_size: int, params: Any, out: Any
 
 
 def _allow_threads(count: int) -> None:
-    """Have numba start so many threads, unless the operator or another user said how many.
+    """Have numba start so many threads, unless somebody else said how many.
 
     By itself it counts the cores that this thread may use, which vLLM has bound to one.
     """

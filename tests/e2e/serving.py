@@ -78,8 +78,9 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
         environ = {
-            **os.environ,
+            **inherited,
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_SERVER_DEV_MODE": "1",  # POST /collective_rpc, to look inside.
             "VLLM_NO_USAGE_STATS": "1",

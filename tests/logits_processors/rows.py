@@ -1,13 +1,20 @@
 """Rows of logits that tests share, and one call that runs a backend on a copy of them."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from logits_processors.minimize import Backend, minimize_entropy_
 from logits_processors.reference import RowParams, RowStats, Workspace
 from logits_processors.settings import Settings
+
+if TYPE_CHECKING:
+    from logits_processors.kernels.gpu import Scratch
 
 INF = float("inf")
 NAN = float("nan")
@@ -109,8 +116,8 @@ def params_of(settings: Sequence[Settings]) -> RowParams:
     )
 
 
-BACKENDS: tuple[Backend, ...] = ("reference", "cpu")
-"""Every backend that runs on this machine."""
+BACKENDS: tuple[Backend, ...] = ("reference", "cpu", "gpu")
+"""Every backend that runs on this machine; the last under Triton's interpreter."""
 
 current_backend: list[Backend] = ["cpu"]
 """The one that `minimized` runs, "auto" here; a fixture goes through them all."""
@@ -135,20 +142,40 @@ def minimized(
     Returns:
         The copy afterwards, and the statistics of the chosen rows.
     """
+    backend = backend or current_backend[0]
     logits = logits.clone()
     rows = range(logits.shape[0]) if rows is None else rows
     if isinstance(settings, Settings):
         settings = [settings] * len(rows)
-    stats = minimize_entropy_(
-        logits,
-        torch.tensor(list(rows), dtype=torch.int64),
-        params_of(settings),
-        workspace=workspace or Workspace(logits.shape[1], len(rows) or 1, CPU),
-        max_grad_steps=max((s.n_grad_steps for s in settings), default=0),
-        any_adaptive=any(s.method == "adaptive_temperature" for s in settings),
-        backend=backend or current_backend[0],
-    )
+    room: Workspace | Scratch
+    room = workspace or Workspace(logits.shape[1], len(rows) or 1, CPU)
+    if backend == "gpu":
+        room = scratch_of(room)
+    # The interpreter computes with numpy, which warns where a GPU goes on with infinity.
+    with np.errstate(all="ignore"):
+        stats = minimize_entropy_(
+            logits,
+            torch.tensor(list(rows), dtype=torch.int64),
+            params_of(settings),
+            workspace=room,
+            max_grad_steps=max((s.n_grad_steps for s in settings), default=0),
+            any_adaptive=any(s.method == "adaptive_temperature" for s in settings),
+            backend=backend,
+        )
     return logits, stats
+
+
+def scratch_of(workspace: Workspace) -> Scratch:
+    """A scratch for the GPU's kernels, full of NaN, whose groups are the chunks."""
+    from logits_processors.kernels import gpu
+
+    scratch = gpu.Scratch(
+        workspace.vocab_size, workspace.chunk_rows, CPU, group_rows=workspace.chunk_rows
+    )
+    for buffer in vars(scratch).values():
+        if isinstance(buffer, Tensor):
+            buffer.fill_(NAN if buffer.is_floating_point() else -1)
+    return scratch
 
 
 def bits(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from logits_processors.minimize import minimize_entropy_, pick_backend
+from logits_processors.minimize import minimize_entropy_, pick_backend, prepare
 from logits_processors.reference import RowStats, Workspace
 from logits_processors.settings import Settings
 from tests.logits_processors.rows import CPU, bits, llm_like_rows, minimized, params_of
@@ -89,6 +89,38 @@ def test_workspace_for_narrower_rows_is_refused() -> None:
 def test_workspace_on_another_device_is_refused() -> None:
     with pytest.raises(ValueError, match="workspace must be on cpu, not meta"):
         call(torch.zeros(3, 8), workspace=Workspace(8, 2, META), backend="reference")
+
+
+def test_steps_beyond_what_was_prepared_are_refused() -> None:
+    from logits_processors.kernels import gpu
+
+    scratch = gpu.Scratch(8, 2, CPU, max_grad_steps=4)
+    with pytest.raises(ValueError, match="workspace is for 4 steps, not 5"):
+        call(torch.zeros(3, 8), workspace=scratch, backend="gpu")
+
+
+def test_backend_gpu_refuses_the_workspace_of_another() -> None:
+    with pytest.raises(ValueError, match="'gpu' needs the workspace that it prepared"):
+        call(torch.zeros(3, 8), workspace=Workspace(8, 2, CPU), backend="gpu")
+
+
+def test_backend_gpu_is_prepared_with_room_for_its_launches() -> None:
+    room = prepare(500, 3, CPU, "gpu", max_grad_steps=7)
+    assert room is not None
+    assert not isinstance(room, Workspace)
+    assert room.max_grad_steps == 7
+    assert call(torch.zeros(3, 500), workspace=room, backend="gpu").grad_steps[0] == 5
+
+
+def test_backend_gpu_is_there_on_gpus_and_under_the_interpreter_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert pick_backend("auto", torch.device("cuda")) == "gpu"
+    assert pick_backend("auto", CPU) == "cpu"
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert pick_backend("gpu", torch.device("cuda")) == "gpu"
+    with pytest.raises(ValueError, match="'gpu' is not 'auto' or one of reference, cpu"):
+        pick_backend("gpu", CPU)
 
 
 def test_unknown_backend_is_refused_by_name() -> None:
