@@ -1,11 +1,14 @@
 """What EM-INF costs for a step's rows of logits, beside what else is done with them.
 
     python -m loadtests.bench_kernel --out loadtests/results/kernel-cpu.json
+    python -m loadtests.bench_kernel --device cuda --out kernel-cuda.json
 
 All contenders of a case run in every round, in shuffled order, in one process, on the
 same rows freshly copied; printed are medians in microseconds for each row, their
-quartiles, and the median of the ratios to torch.softmax of the same round. Refuses to
-report when its own check of the results fails.
+quartiles, and the medians of the ratios to torch.softmax and to one read of the same
+round. On a GPU it is the time of the device that counts, by its own events, with the
+launches captured in a CUDA graph where that is possible, as the host runs ahead of the
+device in service. Refuses to report when its own check of the results fails.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ def params_for(num_rows: int, n: int, active: Tensor, adaptive: bool) -> RowPara
     """Settings of each row; rows that are not active stay below their threshold."""
 
     def full(value: float) -> Tensor:
-        return torch.full((num_rows,), value)
+        return torch.full((num_rows,), value, device=active.device)
 
     return RowParams(
         adaptive=full(float(adaptive)),
@@ -88,18 +91,28 @@ def row_loop(logits: Tensor, n: int) -> Tensor:
     return torch.cat([batched_autograd(row[None], n) for row in logits])
 
 
-def vllm_top_p(logits: Tensor) -> Tensor:
-    """vLLM's own top-p 0.95, in PyTorch."""
-    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
+def vllm_samplers(num_rows: int, device: torch.device) -> dict[str, Contender]:
+    """vLLM's own sampling, alone and after top-p 0.95, as its sampler runs it here."""
+    from vllm.platforms import current_platform
+    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
-    return apply_top_k_top_p_pytorch(logits, None, torch.full((len(logits),), 0.95))
+    current_platform.import_kernels()
+    sampler = TopKTopPSampler()
+    top_p = torch.full((num_rows,), 0.95, device=device)
+    found: dict[str, Contender] = {
+        "vLLM sampling": lambda logits: sampler(logits, {}, None, None),
+        "vLLM top-p and sampling": lambda logits: sampler(logits, {}, None, top_p),
+    }
+    if device.type == "cuda":
+        from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 
-
-def vllm_sample(logits: Tensor) -> Tensor:
-    """vLLM's own random sampling (softmax and exponential noise)."""
-    from vllm.v1.sample.ops.topk_topp_sampler import random_sample
-
-    return random_sample(logits.softmax(dim=1), {})
+        index = torch.arange(num_rows, dtype=torch.int32, device=device)
+        one = torch.ones(num_rows, device=device)
+        seeds = torch.arange(num_rows, dtype=torch.int64, device=device)
+        found["vLLM V2 Gumbel sampling"] = lambda logits: gumbel_sample(
+            logits, index, one, seeds, seeds, apply_temperature=False, is_drafting=False
+        )
+    return found
 
 
 def check(logits: Tensor, run: Contender, n: int) -> float:
@@ -111,10 +124,10 @@ def check(logits: Tensor, run: Contender, n: int) -> float:
     ours = logits.clone()
     run(ours)
     expected = logits.clone()
-    active = torch.ones(len(logits), dtype=torch.bool)
+    active = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
     minimize_entropy_(
         expected,
-        torch.arange(len(logits)),
+        torch.arange(len(logits), device=logits.device),
         params_for(len(logits), n, active, adaptive=False),
         workspace=Workspace(logits.shape[1], len(logits), logits.device),
         max_grad_steps=n,
@@ -132,8 +145,9 @@ def contenders(
     num_rows: int, vocab_size: int, n: int, active: Tensor, everything: bool
 ) -> dict[str, Contender]:
     """What runs beside what, by name."""
-    rows = torch.arange(num_rows)
-    workspace = prepare(vocab_size, num_rows, torch.device("cpu"))
+    device = active.device
+    rows = torch.arange(num_rows, device=device)
+    workspace = prepare(vocab_size, num_rows, device)
 
     def ours(adaptive: bool, steps: int = n) -> Contender:
         params = params_for(num_rows, steps, active, adaptive)
@@ -146,7 +160,7 @@ def contenders(
             any_adaptive=adaptive,
         )
 
-    target = torch.empty(num_rows, vocab_size)
+    target = torch.empty(num_rows, vocab_size, device=device)
     found: dict[str, Contender] = {
         "EM-INF": ours(adaptive=False),
         "torch.softmax": lambda logits: torch.softmax(logits, dim=1, out=target),
@@ -157,77 +171,115 @@ def contenders(
         found["EM-INF, n 1"] = ours(adaptive=False, steps=1)
         found["EM-INF, n 15"] = ours(adaptive=False, steps=15)
         found["adaptive temperature"] = ours(adaptive=True)
-        found["vLLM top-p"] = vllm_top_p
-        found["vLLM sampling"] = vllm_sample
+        found |= vllm_samplers(num_rows, device)
         found["batched autograd"] = lambda logits: batched_autograd(logits, n)
         found["authors' row loop"] = lambda logits: row_loop(logits, n)
     return found
 
 
+Clock = Callable[[], float]
+
+
+def on_host(run: Contender, logits: Tensor) -> Clock:
+    """Seconds that a run takes, by the host's clock."""
+
+    def clock() -> float:
+        start = time.perf_counter()
+        run(logits)
+        return time.perf_counter() - start
+
+    return clock
+
+
+def on_device(run: Contender, logits: Tensor) -> Clock:
+    """Seconds that a run takes on the GPU, from a graph of its launches if it has one."""
+    graph = torch.cuda.CUDAGraph()
+    replay: Callable[[], Any] = graph.replay
+    try:
+        with torch.cuda.graph(graph):
+            run(logits)
+    except RuntimeError:  # It waits for the device or allocates.
+        torch.cuda.synchronize()
+        replay = lambda: run(logits)  # noqa: E731
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def clock() -> float:
+        start.record()
+        replay()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+    return clock
+
+
 def measure(logits: Tensor, found: dict[str, Contender]) -> dict[str, dict[str, float]]:
-    """Medians and quartiles in microseconds for each row, and ratios to softmax."""
+    """Medians and quartiles in microseconds for each row, and ratios to two others."""
     times: dict[str, list[float]] = {name: [] for name in found}
     copy = logits.clone()
-    for run in found.values():
+    clocks: dict[str, Clock] = {}
+    for name, run in found.items():
         copy.copy_(logits)
         run(copy)  # Warm.
+        timed = on_device if logits.device.type == "cuda" else on_host
+        clocks[name] = timed(run, copy)
     began = time.perf_counter()
     order = random.Random(0)  # noqa: S311  Whoever runs after a heavy one finds cold caches.
     names = list(found)
     for _ in range(ROUNDS):
         order.shuffle(names)
         for name in names:
-            run = found[name]
             copy.copy_(logits)
-            start = time.perf_counter()
-            run(copy)
-            times[name].append((time.perf_counter() - start) / len(logits) * 1e6)
+            times[name].append(clocks[name]() / len(logits) * 1e6)
         if time.perf_counter() - began > MOST_SECONDS and len(times["EM-INF"]) >= 5:
             break
     result = {}
     for name, values in times.items():
-        ratios = [t / s for t, s in zip(values, times["torch.softmax"], strict=True)]
         quartiles = statistics.quantiles(values, n=4)
         result[name] = {
             "median_us_per_row": round(statistics.median(values), 3),
             "first_quartile_us": round(quartiles[0], 3),
             "third_quartile_us": round(quartiles[2], 3),
-            "median_ratio_to_softmax": round(statistics.median(ratios), 3),
+            "median_ratio_to_softmax": median_ratio(values, times["torch.softmax"]),
+            "median_ratio_to_read": median_ratio(values, times["one read (sum)"]),
             "rounds": len(values),
         }
     return result
+
+
+def median_ratio(values: list[float], base: list[float]) -> float:
+    """Median over the rounds of the ratio within each."""
+    return round(statistics.median(v / b for v, b in zip(values, base, strict=True)), 3)
 
 
 def main() -> None:
     """Run every case, print a line for each contender, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; default 1")
     parser.add_argument(
         "--vocab-sizes", type=int, nargs="+", default=[512, 32000, 151936]
     )
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 64, 256])
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 3, 5, 15])
     parser.add_argument("--active", type=float, nargs="+", default=[0, 0.25, 1])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    import numba
-
+    device = torch.device(args.device)
     about = where_it_ran(
         "loadtests.bench_kernel",
         threads=args.threads,
-        backend=pick_backend("auto", torch.device("cpu")),
+        backend=pick_backend("auto", device),
+        device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
     )
     report: dict[str, Any] = {"about": about, "cases": []}
     for vocab_size in args.vocab_sizes:
-        # Compiles, and takes as many threads as torch has.
-        prepare(vocab_size, 1, torch.device("cpu"))
-        numba.set_num_threads(min(args.threads, numba.config.NUMBA_NUM_THREADS))
         for num_rows in args.rows:
-            logits = served_rows(num_rows, vocab_size)
+            logits = served_rows(num_rows, vocab_size).to(device)
             for share in args.active:
-                active = torch.arange(num_rows) < round(share * num_rows)
+                active = torch.arange(num_rows, device=device) < round(share * num_rows)
                 for n in args.steps:
                     everything = n == 5 and share == 1
                     if share == 0 and n != 5:
@@ -244,9 +296,10 @@ def main() -> None:
                     for name, figures in result.items():
                         print(
                             f"V {vocab_size:6}  rows {num_rows:3}  n {n:2}  "
-                            f"active {share:4.0%}  {name:22}"
+                            f"active {share:4.0%}  {name:24}"
                             f"{figures['median_us_per_row']:12.1f} us a row"
-                            f"{figures['median_ratio_to_softmax']:10.2f} x softmax",
+                            f"{figures['median_ratio_to_softmax']:10.2f} x softmax"
+                            f"{figures['median_ratio_to_read']:10.2f} x read",
                             flush=True,
                         )
     if args.out:
