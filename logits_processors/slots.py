@@ -31,11 +31,13 @@ class Slots:
 
     Attributes:
         active: [num_slots] bool, the slots whose request has EM-INF on.
+        num_active: how many they are.
         records: where the statistics of each slot go, None where nobody asked.
     """
 
     def __init__(self, num_slots: int, device: torch.device) -> None:
         self.active: NDArray[np.bool_] = np.zeros(num_slots, dtype=bool)
+        self.num_active = 0
         self.records: list[Record | None] = [None] * num_slots
         self._host = np.zeros((num_slots, _COLUMNS), dtype=np.float32)
         self._on_host = device.type == "cpu"
@@ -57,6 +59,7 @@ class Slots:
         # A threshold beyond float32 is infinite here: above every entropy, as it was.
         with np.errstate(over="ignore"):
             self._host[slot] = [line[name] for name in RowParams.__slots__]
+        self.num_active += not self.active[slot]
         self.active[slot] = True
         self.records[slot] = record
         self._stale = True
@@ -66,6 +69,7 @@ class Slots:
         if self.active[slot]:
             self._host[slot] = 0
             self.active[slot] = False
+            self.num_active -= 1
             self.records[slot] = None
             self._stale = True
 

@@ -37,6 +37,8 @@ EM_INF_OFF = "off"
 
 FETCH_TIMEOUT_SECONDS = 30.0
 TICK_SECONDS = 15.0
+TICK_AFTER_REQUEST_SECONDS = 900.0
+"""How long after the last request with EM-INF on its errors may still come up."""
 
 
 class EMInfEngineClient:
@@ -66,6 +68,7 @@ class EMInfEngineClient:
             return self._inner.generate(prompt, params, request_id, **kwargs)
         settings = report.settings
         metrics.REQUESTS.labels(settings.method, report.preset).inc()
+        self._fetcher.expect_errors()
         call = report.new_call(params.n)
         base_seed = None
         if params.n > 1 and settings.report != "none":
@@ -146,6 +149,7 @@ class StatisticsFetcher:
         self._unwanted: list[str] = []
         self._task: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
+        self._last_request = -math.inf
 
     async def fetch(self, key: str) -> dict[int, Columns] | None:
         """The figures under a key by choice; None where they could not be fetched."""
@@ -159,15 +163,23 @@ class StatisticsFetcher:
         self._unwanted.append(key)
         self._start()
 
+    def expect_errors(self) -> None:
+        """Note that a request has EM-INF on, whose errors the next ticks will fetch."""
+        self._last_request = time.monotonic()
+
     def start_ticking(self) -> None:
-        """Call the workers every now and then, for the errors that they counted."""
+        """Call the workers every now and then, for the errors that they counted.
+
+        Only while there may be some: vLLM's workers spin for a second after each call.
+        """
         self._ticker = asyncio.get_running_loop().create_task(self._tick())
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            self._unwanted.append("")
-            self._start()
+            if time.monotonic() - self._last_request < TICK_AFTER_REQUEST_SECONDS:
+                self._unwanted.append("")
+                self._start()
 
     async def call_workers(self, method: str, *args: Any) -> list[Any]:
         """Call a method of the worker extension everywhere.

@@ -161,6 +161,22 @@ def test_swap_with_an_empty_slot_keeps_the_request(slots: Slots) -> None:
     assert line(slots, 2)["n_grad_steps"] == 7
 
 
+def test_number_of_active_slots_follows_every_change(slots: Slots) -> None:
+    def step(change: Any, *args: Any) -> int:
+        change(*args)
+        assert slots.num_active == slots.active.sum()
+        return slots.num_active
+
+    assert step(slots.set, 0, GRADIENT, None) == 1
+    assert step(slots.set, 0, ADAPTIVE, None) == 1
+    assert step(slots.set, 1, GRADIENT, None) == 2
+    assert step(slots.move, 0, 2, False) == 2
+    assert step(slots.move, 2, 1, False) == 1
+    assert step(slots.move, 1, 3, True) == 1
+    assert step(slots.clear, 0) == 1
+    assert step(slots.clear_all) == 0
+
+
 def test_largest_step_count_is_of_the_given_slots_only(slots: Slots) -> None:
     slots.set(0, Settings(n_grad_steps=3), None)
     slots.set(1, Settings(n_grad_steps=60), None)

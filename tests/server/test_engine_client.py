@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from server import engine_client
 from server.engine_client import StatisticsFetcher, _merge, _trim
 from server.report import Call
 
@@ -108,6 +109,25 @@ def test_unknown_key_has_no_figures() -> None:
         return await StatisticsFetcher(Engines([rank({})])).fetch("a")
 
     assert asyncio.run(scenario()) == {}
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_workers_are_left_alone_until_somebody_asks_for_em_inf(
+    asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_client, "TICK_SECONDS", 0.0)
+
+    async def scenario() -> bool:
+        engines = Engines([rank({})])
+        fetcher = StatisticsFetcher(engines)
+        if asked:
+            fetcher.expect_errors()
+        fetcher.start_ticking()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return bool(engines.calls)
+
+    assert asyncio.run(scenario()) == asked
 
 
 @pytest.mark.parametrize("engines", [1, 3])
