@@ -104,7 +104,7 @@ def _deltas(chunk: Any) -> Iterable[Delta]:
         delta = getattr(choice, "delta", None)
         text = choice.text if delta is None else delta.content
         tokens = tuple(texts_in(getattr(choice, "logprobs", None)))
-        if text or tokens:
+        if text or tokens or choice.finish_reason:
             yield Delta(choice.index, text or "", tokens, chunk)
 
 

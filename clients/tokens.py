@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,11 @@ class Token:
     entropy_after: float | None
     grad_steps: int | None
     temperature: float | None
+
+    @property
+    def probability(self) -> float | None:
+        """The one of `logprob`."""
+        return None if self.logprob is None else math.exp(self.logprob)
 
     @property
     def minimized(self) -> bool:
