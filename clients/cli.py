@@ -6,6 +6,7 @@ Loads no more than the chosen command needs: only `serve` needs vLLM.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -42,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
         serve(argv)
         raise SystemExit(0)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What its encoding has no character for is no reason to fail.
+            stream.reconfigure(errors="replace")
     try:
         code = _run(argv)
         sys.stdout.flush()

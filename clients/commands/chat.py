@@ -14,6 +14,7 @@ from clients.commands.failures import INTERRUPTED, Failure, explained
 from clients.commands.options import (
     add_em_inf_options,
     add_server_options,
+    checked_text,
     connect,
     model_name,
     sampling_value,
@@ -87,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
         client, model_name(client, args), setting.em_inf, sampling, args.shade
     )
     if args.system:
-        conversation.messages.append({"role": "system", "content": args.system})
+        system = checked_text(args.system, "--system")
+        conversation.messages.append({"role": "system", "content": system})
     talking = sys.stdin.isatty() and sys.stdout.isatty()
     out = console(args)
     if talking:
@@ -138,7 +140,8 @@ def _obey(
         if talking:
             out.print(said, style="dim")
         return
-    reply = _answer(line.rstrip("\n"), conversation, args.json, talking, out)
+    text = checked_text(line.rstrip("\n"), "the message")
+    reply = _answer(text, conversation, args.json, talking, out)
     if args.json:
         print_json(reply.as_json())
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -29,6 +29,9 @@ processor is loaded in the workers, a tiny request comes back changed and one wi
 gradient step comes back unchanged, and the processor met no error so far.
 """
 _STEPS = 5
+_DESCRIBED = {
+    "version", "vllm_version", "runner", "backend", "device", "enabled_by_default",
+}  # fmt: skip
 _TINY: dict[str, Any] = {
     "prompt": "One, two,", "max_tokens": 16, "temperature": 1.0, "seed": 0,
 }  # fmt: skip
@@ -141,6 +144,12 @@ def _processor(client: openai.OpenAI) -> str:
             "start it with `em-inf serve MODEL` in the place of `vllm serve MODEL`; it "
             "takes the same flags",
         ) from error
+    if not isinstance(about, Mapping) or not about.keys() >= _DESCRIBED:
+        raise _Ill(
+            NO_EM_INF,
+            "GET /v1/em_inf answers with something else than a description of EM-INF",
+            "another service stands at this address, or a proxy in between; see --url",
+        )
     own = version("em-inf")
     same = "" if about["version"] == own else f" (this command is {own})"
     state = "on" if about["enabled_by_default"] else "off"

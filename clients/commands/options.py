@@ -21,6 +21,7 @@ from logits_processors.settings import Settings
 DEFAULT_URL = "http://localhost:8000"
 SAMPLING = {"temperature": (0.0, None), "top_p": (0.0, 1.0)}
 """Sampling parameters that a setting may change too, with their range."""
+_MAX_SECONDS = 86_400
 EM_INF_FIELDS = tuple(
     field.name
     for field in dataclasses.fields(EMInf)
@@ -125,23 +126,30 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server")
     group.add_argument(
         "--url",
-        default=os.environ.get("EM_INF_URL", DEFAULT_URL),
+        default=os.environ.get("EM_INF_URL") or DEFAULT_URL,
         help=f"its address; else EM_INF_URL, else {DEFAULT_URL}",
     )
     group.add_argument(
         "--api-key",
-        default=os.environ.get("EM_INF_API_KEY", "none"),
+        default=os.environ.get("EM_INF_API_KEY") or "none",
         metavar="KEY",
         help="else EM_INF_API_KEY, which does not show in a list of processes",
     )
     group.add_argument("--model", help="the first one that the server has, if not given")
     group.add_argument(
-        "--timeout", type=float, default=600.0, metavar="SECONDS", help="default 600"
+        "--timeout", type=_seconds, default=600.0, metavar="SECONDS", help="default 600"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--no-color", action="store_true", help="no colour on a terminal; NO_COLOR too"
     )
+
+
+def _seconds(text: str) -> float:
+    value = parse_value(text)
+    if isinstance(value, str) or not 0 < value < _MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and below a day")
+    return float(value)
 
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
@@ -193,11 +201,24 @@ def read_prompt(args: argparse.Namespace) -> str:
     """The prompt, from stdin if it is `-`.
 
     Raises:
-        Failure: it is empty.
+        Failure: it is empty, or no text.
     """
     text = sys.stdin.read() if args.prompt == "-" else str(args.prompt)
     if not text.strip():
         raise Failure(USAGE, "PROMPT is empty")
+    return checked_text(text, "PROMPT")
+
+
+def checked_text(text: str, name: str) -> str:
+    """The text, if it can be sent.
+
+    Raises:
+        Failure: it holds bytes that are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Failure(USAGE, f"{name} is not UTF-8 at character {error.start}") from None
     return text
 
 
@@ -205,11 +226,13 @@ def connect(args: argparse.Namespace) -> openai.OpenAI:
     """OpenAI's client for the server; it tries once.
 
     Raises:
-        Failure: the address is none.
+        Failure: the address is none, or the key cannot be sent.
     """
     parts = urlsplit(args.url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise Failure(USAGE, f"--url: {args.url!r} is no address like {DEFAULT_URL}")
+    if not (args.api_key.isascii() and args.api_key.isprintable() and args.api_key):
+        raise Failure(USAGE, "--api-key: must be printable ASCII characters")
     args.url = args.url.rstrip("/").removesuffix("/v1")
     return openai.OpenAI(
         base_url=f"{args.url}/v1",
@@ -223,10 +246,15 @@ def model_name(client: openai.OpenAI, args: argparse.Namespace) -> str:
     """The model that is asked for, else the server's first.
 
     Raises:
-        Failure: the server has none.
+        Failure: the server has none, or is no such server.
     """
     if args.model:
         return str(args.model)
-    for model in client.models.list():
-        return model.id
-    raise Failure(FAILED, f"{args.url} serves no model")
+    listed: Any = client.get("/models", cast_to=object)
+    try:
+        return str(listed["data"][0]["id"])
+    except (TypeError, KeyError, IndexError):
+        raise Failure(
+            FAILED,
+            f"{args.url}/v1/models lists no model; is it an OpenAI-compatible server?",
+        ) from None

@@ -4,7 +4,9 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
@@ -195,6 +197,42 @@ def test_trace_draws_the_figure(
         assert "Temperature" in path.read_text()
 
 
+def test_output_survives_an_encoding_without_its_characters(server: Server) -> None:
+    said = piped("trace", QUESTION, "--url", server.url, PYTHONIOENCODING="ascii")
+    assert said.returncode == 0, said.stderr
+    assert "nats before" in said.stdout
+
+
+class _Website(BaseHTTPRequestHandler):
+    """Answers everything with a page."""
+
+    def do_GET(self) -> None:
+        body = b"<html>Welcome</html>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_another_service_at_the_address_is_told(run: Run) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Website) as website:
+        threading.Thread(target=website.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{website.server_port}"
+        code, out, _ = run("doctor", url=url)
+        assert (code, "OpenAI-compatible" in out) == (1, True)
+        code, out, _ = run("doctor", "--model", "m", url=url)
+        assert (code, "another service" in out) == (4, True)
+        code, out, err = run("trace", "x", url=url)
+        assert (code, "OpenAI-compatible" in err) == (1, True)
+        website.shutdown()
+
+
 def test_prompt_comes_from_stdin(server: Server) -> None:
     said = piped("trace", "-", "--url", server.url, "--json", stdin=QUESTION)
     assert json.loads(said.stdout)["prompt"] == QUESTION
@@ -213,6 +251,12 @@ def test_prompt_comes_from_stdin(server: Server) -> None:
         (["trace", "x", "--plot", "out.gif"], 2, "must end in .pdf, .png, .svg"),
         (["trace", "x", "--plot", "/nowhere/out.pdf"], 2, "is no folder"),
         (["trace", " "], 2, "PROMPT is empty"),
+        (["trace", "\udcff"], 2, "PROMPT is not UTF-8"),
+        (["trace", "x", "--timeout", "-1"], 2, "--timeout"),
+        (["trace", "x", "--timeout", "soon"], 2, "--timeout"),
+        (["trace", "x", "--timeout", "0.0001"], 1, "--timeout"),
+        (["trace", "x", "--max-tokens", "0"], 1, "max_tokens"),
+        (["trace", "x", "--api-key", "cl\u00e9"], 2, "--api-key"),
         (["compare", "x", "--setting", "nope"], 2, "em_inf.preset: 'nope'"),
         (["compare", "x", "--setting", "step=3"], 2, "'step' is no setting"),
         (["compare", "x", "--setting", "top_p=2"], 2, "top_p: '2'"),
