@@ -2,47 +2,47 @@
 
 import json
 
+import pytest
+
 from tests.clients.asking import assert_stopped_early, generated, metric
-from tests.clients.terminals import piped, terminal
+from tests.clients.conftest import Run
+from tests.clients.terminals import terminal
 from tests.e2e.serving import QUESTION, Server
 
 FIXED = ["--seed", "1", "--temperature", "1"]
 
 
-def test_lines_of_a_pipe_are_answered_one_by_one(server: Server) -> None:
-    said = piped("chat", *FIXED, "--url", server.url, stdin=f"{QUESTION}\n/quit\nx\n")
+def test_lines_of_a_pipe_are_answered_one_by_one(run: Run, server: Server) -> None:
+    code, out, err = run("chat", *FIXED, stdin=f"{QUESTION}\n/quit\nx\n")
     plain = server.chat(True, seed=1, temperature=1, top_p=1).json
-    assert said.returncode == 0
-    assert said.stdout == plain["choices"][0]["message"]["content"] + "\n"
-    assert said.stderr == ""
+    assert (code, err) == (0, "")
+    assert out == plain["choices"][0]["message"]["content"] + "\n"
 
 
-def test_settings_change_between_answers(server: Server) -> None:
+def test_settings_change_between_answers(run: Run) -> None:
     lines = [
         "/preset strong", QUESTION, "/reset",
         "/set n_grad_steps 3", "/set threshold 0.5", QUESTION, "/reset",
-        "/unset preset", QUESTION, "/reset",
+        "/unset n_grad_steps", QUESTION, "/reset",
         "/off", QUESTION, "/reset",
         "/shade on", QUESTION,
     ]  # fmt: skip
-    said = piped(
-        "chat", "--json", *FIXED, "--url", server.url, stdin="\n".join(lines) + "\n"
-    )
-    assert said.returncode == 0, said.stderr
-    replies = [json.loads(line)["em_inf"] for line in said.stdout.splitlines()]
+    code, out, err = run("chat", "--json", *FIXED, stdin="\n".join(lines))
+    assert code == 0, err
+    replies = [json.loads(line)["em_inf"] for line in out.splitlines()]
     used = [reply and reply["settings"] for reply in replies]
     assert [s and (s["n_grad_steps"], s["threshold"]) for s in used] == [
-        (15, 0.3), (3, 0.5), (3, 0.5), None, (0, 0.3),
+        (15, 0.3), (3, 0.5), (15, 0.5), None, (0, 0.3),
     ]  # fmt: skip
     assert replies[-1]["choices"][0]["tokens_minimized"] == 0
     assert replies[-1]["choices"][0]["mean_entropy_before"] > 0
 
 
-def test_conversation_is_remembered_until_reset(server: Server) -> None:
+def test_conversation_is_remembered_until_reset(run: Run, server: Server) -> None:
     def prompt_tokens(*lines: str) -> float:
         before = metric(server, "vllm:prompt_tokens_total")
-        said = piped("chat", *FIXED, "--url", server.url, stdin="\n".join(lines))
-        assert len(said.stdout.splitlines()) == lines.count(QUESTION)
+        _, out, _ = run("chat", *FIXED, stdin="\n".join(lines))
+        assert len(out.splitlines()) == lines.count(QUESTION)
         return metric(server, "vllm:prompt_tokens_total") - before
 
     once = prompt_tokens(QUESTION)
@@ -51,24 +51,28 @@ def test_conversation_is_remembered_until_reset(server: Server) -> None:
     assert prompt_tokens(QUESTION, QUESTION) > 3 * once
 
 
-def test_wrong_command_or_setting_in_a_pipe_ends_it_with_2(server: Server) -> None:
-    for line, reason in (
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
         ("/set n_grad_steps -1", "em_inf.n_grad_steps: -1"),
         ("/set steps 3", "'steps' is no setting"),
         ("/temperature hot", "temperature: 'hot'"),
         ("/frobnicate", "/help"),
         ("/set n_grad_steps 65\nhello", "at most 64"),
-    ):
-        said = piped("chat", "--url", server.url, stdin=f"{line}\n{QUESTION}\n")
-        assert said.returncode == 2, line
-        assert reason in said.stderr
-        assert said.stdout == ""
+    ],
+)
+def test_wrong_command_or_setting_in_a_pipe_ends_it_with_2(
+    run: Run, line: str, reason: str
+) -> None:
+    code, out, err = run("chat", stdin=f"{line}\n{QUESTION}\n")
+    assert (code, out) == (2, "")
+    assert reason in err
 
 
-def test_stock_vllm_is_found_out_after_the_answer(stock: Server) -> None:
-    said = piped("chat", "--url", stock.url, stdin=f"{QUESTION}\n")
-    assert said.returncode == 4
-    assert "did not apply EM-INF" in said.stderr
+def test_stock_vllm_is_found_out_after_the_answer(run: Run, stock: Server) -> None:
+    code, _, err = run("chat", stdin=f"{QUESTION}\n", url=stock.url)
+    assert code == 4
+    assert "did not apply EM-INF" in err
 
 
 def test_conversation_on_a_terminal(server: Server) -> None:

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -16,27 +15,13 @@ import pytest
 import server.cli
 from clients.cli import EXIT_CODES, main
 from tests.clients.asking import assert_stopped_early, generated
+from tests.clients.conftest import Run
 from tests.clients.terminals import COMMAND, environ, piped, terminal
 from tests.e2e.serving import QUESTION, Server
 
 NOWHERE = "http://127.0.0.1:9"
 ESCAPE = "\x1b"
 COMMANDS = ("chat", "compare", "trace", "doctor")
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], server: Server) -> Run:
-    """Run `em-inf` within this process, against the server: code, stdout, stderr."""
-
-    def run_it(*args: str, url: str | None = server.url) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([*args, *(["--url", url] if url else [])])
-        output = capsys.readouterr()
-        return int(ended.value.code or 0), output.out, output.err
-
-    return run_it
 
 
 def test_console_script_is_this_command_line() -> None:
@@ -233,9 +218,9 @@ def test_another_service_at_the_address_is_told(run: Run) -> None:
         website.shutdown()
 
 
-def test_prompt_comes_from_stdin(server: Server) -> None:
-    said = piped("trace", "-", "--url", server.url, "--json", stdin=QUESTION)
-    assert json.loads(said.stdout)["prompt"] == QUESTION
+def test_prompt_comes_from_stdin(run: Run) -> None:
+    _, out, _ = run("trace", "-", "--json", stdin=QUESTION)
+    assert json.loads(out)["prompt"] == QUESTION
 
 
 @pytest.mark.parametrize(
