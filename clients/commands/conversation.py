@@ -19,7 +19,7 @@ from clients.commands.options import (
 )
 from clients.em_inf import EMInf
 from clients.report import Report
-from clients.streams import follow
+from clients.streams import EMInfStream, follow
 from clients.tokens import Token
 
 
@@ -131,7 +131,7 @@ class Conversation:
     def ask(self, text: str, show: Callable[[str], None]) -> Reply:
         """Send a message and stream the answer; Ctrl-C stops it.
 
-        What was answered stays in the conversation; a message that failed does not.
+        What was answered stays in the conversation; a message without an answer does not.
 
         Args:
             text: of the user.
@@ -140,32 +140,31 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": text}]
         started = time.monotonic()
         asked: dict[str, Any] = {**self._sampling, "logprobs": self._shade}
-        chunks = self._client.chat.completions.create(
-            model=self.model,
-            messages=messages,
-            stream=True,
-            extra_body=self._field(),
-            **asked,
-        )
         texts: list[str] = []
-        stopped = False
-        with follow(chunks) as stream:
-            try:
+        stream: EMInfStream | None = None
+        try:
+            chunks = self._client.chat.completions.create(
+                model=self.model,
+                messages=messages,
+                stream=True,
+                extra_body=self._field(),
+                **asked,
+            )
+            with follow(chunks) as stream:
                 for piece in stream:
                     texts.append(piece.text)
                     show(piece.text)
-            except KeyboardInterrupt:
-                stopped = True
+            stopped = False
+        except KeyboardInterrupt:
+            stopped = True
         answer = "".join(texts)
-        self.messages = [*messages, {"role": "assistant", "content": answer}]
-        reported = (self._on or self._shade) and not stopped
-        return Reply(
-            answer,
-            stopped,
-            time.monotonic() - started,
-            stream.report if reported else None,
-            stream.tokens() if self._shade and not stopped else [],
-        )
+        if answer:
+            self.messages = [*messages, {"role": "assistant", "content": answer}]
+        seconds = time.monotonic() - started
+        if stopped or stream is None or not (self._on or self._shade):
+            return Reply(answer, stopped, seconds, None, [])
+        tokens = stream.tokens() if self._shade else []
+        return Reply(answer, stopped, seconds, stream.report, tokens)
 
     def _field(self) -> EMInf:
         if self._shade:
