@@ -1,4 +1,4 @@
-"""`python -m server` and the console script `em-inf`."""
+"""`python -m server`: what `em-inf serve` hands over to."""
 
 from server.cli import main
 
