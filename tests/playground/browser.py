@@ -15,6 +15,8 @@ HOW_TO_RUN = (
     "no Chromium: `apt-get install chromium`, or set CHROMIUM to a browser's path, "
     "and run `make test` again"
 )
+WAIT_MS = 30_000
+"""For what takes no time on an idle machine: others may run beside the tests."""
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
 
@@ -40,7 +42,8 @@ def open_page(browser: Browser, **options: Any) -> Iterator[Page]:
     context = browser.new_context(
         permissions=["clipboard-read", "clipboard-write"], **settings
     )
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(WAIT_MS)
+    expect.set_options(timeout=WAIT_MS)
     yield context.new_page()
     context.close()
 

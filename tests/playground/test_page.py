@@ -53,21 +53,31 @@ def test_first_visit_is_ready_to_run(playground: Page) -> None:
     assert "vLLM" in playground.locator("#server").inner_text()
 
 
+def unending(route: Route) -> None:
+    """Let the request through, told not to end by itself."""
+    body = json.loads(route.request.post_data or "{}")
+    route.continue_(post_data=json.dumps({**body, "ignore_eos": True}))
+
+
 def test_both_answers_stream_side_by_side_and_unshaded(playground: Page) -> None:
+    playground.route(CHAT, unending)
+    playground.locator("#max_tokens").fill("300")
     playground.evaluate(
         """() => {
             window.seen = [];
             const tokens = (side) => document.querySelectorAll(`#${side} .token`).length;
             new MutationObserver(() => window.seen.push([tokens("a"), tokens("b"),
-                document.querySelectorAll(".token[class*=shade-]").length])
+                document.querySelectorAll("[role=option][class*=shade-]").length])
             ).observe(document.body, {childList: true, subtree: true});
         }"""
     )
     run(playground)
     seen = playground.evaluate("window.seen")
-    both = [(a, b) for a, b, shaded in seen if shaded == 0 and 0 < a < 50 and 0 < b < 50]
-    assert len(set(both)) > 20
-    assert seen[-1][2] == 101
+    streaming = [(a, b) for a, b, shaded in seen if shaded == 0 and a < 300 and b < 300]
+    assert len({a for a, _ in streaming}) > 10
+    assert len({b for _, b in streaming}) > 10
+    assert [pair for pair in streaming if min(pair) > 0]
+    assert seen[-1] == [300, 300, 600]
 
 
 def test_answers_are_what_the_server_gives_without_the_page(
@@ -178,7 +188,7 @@ def test_table_says_the_same_as_the_picture(playground: Page, server: Server) ->
 def test_method_shows_its_own_fields_and_reports_temperatures(
     playground: Page, server: Server
 ) -> None:
-    playground.locator("#b").get_by_text("adaptive temperature").click()
+    playground.locator("#b").get_by_text("adaptive temperature", exact=True).click()
     assert playground.locator("#b-choice").input_value() == "custom"
     assert playground.locator("#b-target_ratio").is_visible()
     assert playground.locator("#b-threshold").is_visible()
@@ -243,16 +253,11 @@ def test_vllms_own_refusals_are_sentences_too(
     complaints.clear()
 
 
-def unending(route: Route) -> None:
-    """Let the request through, told not to end by itself."""
-    body = json.loads(route.request.post_data or "{}")
-    route.continue_(post_data=json.dumps({**body, "ignore_eos": True}))
-
-
 def test_stop_ends_both_requests_in_the_engine(playground: Page, server: Server) -> None:
     labels = f'{{engine="0",model_name="{DEMO_MODEL_NAME}"}}'
-    aborted = f'vllm:request_success_total{{engine="0",finished_reason="abort",'
-    aborted += f'model_name="{DEMO_MODEL_NAME}"}}'
+    aborted = "vllm:request_success_total" + labels.replace(
+        ",", ',finished_reason="abort",'
+    )
     before = server.metrics()
     playground.route(CHAT, unending)
     playground.locator("#max_tokens").fill("900")
