@@ -1,6 +1,6 @@
 // One answer: its tokens as they arrive, their figures at the end, and what is under a token.
 
-import { h, say, shown } from "./dom.js";
+import { h, highest, say, shown } from "./dom.js";
 import { splitText } from "./wire.js";
 
 /** Lower ends of the classes of shading, in nats. */
@@ -46,6 +46,7 @@ export class Answer {
     this.#inspected = false;
     this.#times = { start: performance.now() };
     this.report = null;
+    this.usage = null;
     this.#list.replaceChildren();
     this.#list.hidden = true;
     this.#list.classList.toggle("running", running);
@@ -84,7 +85,12 @@ export class Answer {
       const text = (delta.reasoning ?? delta.reasoning_content ?? "") + (delta.content ?? "");
       if (text || entries.length) {
         this.#times.first ??= performance.now();
+        const { scrollHeight, scrollTop, clientHeight } = this.#list;
         splitText(text, entries).forEach((piece, i) => this.#addCell(piece, entries[i]));
+        // A long answer stays at its end, unless the reader scrolled away from it.
+        if (scrollHeight - scrollTop - clientHeight < 40) {
+          this.#list.scrollTop = this.#list.scrollHeight;
+        }
       }
     }
     if (chunk.em_inf) this.report = chunk.em_inf.choices[0];
@@ -201,8 +207,8 @@ export class Answer {
   }
 
   #leastDecided() {
-    const highest = Math.max(...this.#cells.map((cell) => cell.figures?.before ?? 0));
-    return this.#cells.findIndex((cell) => cell.figures?.before === highest);
+    const high = highest(this.#cells.map((cell) => cell.figures?.before ?? 0));
+    return this.#cells.findIndex((cell) => cell.figures?.before === high);
   }
 
   #explain() {

@@ -32,7 +32,7 @@ async function connect() {
     $("server").textContent =
       `em-inf ${described.version} · vLLM ${described.vllm_version} · ` +
       `${described.runner} runner · ${described.backend} backend on ${described.device}`;
-    $("run").disabled = false;
+    $("run").disabled = running !== null;
   } catch (error) {
     $("run").disabled = true;
     $("server").textContent = "Not connected";
@@ -85,11 +85,10 @@ function getState() {
 }
 
 function setState(state) {
-  for (const id of ["prompt", "max_tokens", "seed"]) $(id).value = state[id];
   if (![...$("model").options].some((option) => option.value === state.model)) {
     throw new Error(`this server has no model "${state.model}"`);
   }
-  $("model").value = state.model;
+  for (const id of ["prompt", "model", "max_tokens", "seed"]) $(id).value = state[id];
   for (const name of SIDES) panels[name].state = state[name];
 }
 

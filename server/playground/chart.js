@@ -1,6 +1,6 @@
 // Entropy over position for both answers: bars before, bars after, the threshold.
 
-import { shown, svg } from "./dom.js";
+import { highest, shown, svg } from "./dom.js";
 
 const MARGIN = { left: 42, right: 10, top: 20, bottom: 24 };
 const PANEL = 110;
@@ -36,7 +36,7 @@ export class Chart {
   }
 
   #longest() {
-    return Math.max(1, ...this.#series.map(({ trace }) => trace.entropy_before.length));
+    return highest([1, ...this.#series.map(({ trace }) => trace.entropy_before.length)]);
   }
 
   #step() {
@@ -53,7 +53,7 @@ export class Chart {
     const height = this.#series.length * (PANEL + MARGIN.top) + MARGIN.bottom;
     const values = this.#series.flatMap(({ trace, threshold }) =>
       [...trace.entropy_before, ...trace.entropy_after, threshold ?? 0]);
-    const ticks = niceTicks(Math.max(...values, 0.1), 3);
+    const ticks = niceTicks(highest([0.1, ...values]), 3);
     const chart = svg("svg", { role: "img", width, height, viewBox: `0 0 ${width} ${height}`,
       "aria-labelledby": "chart-svg-title chart-svg-desc" },
     svg("title", { id: "chart-svg-title" }, "Entropy of each token before and after EM-INF"),
@@ -71,6 +71,8 @@ export class Chart {
     const right = width - MARGIN.right;
     const step = this.#step();
     const panel = svg("g", { "data-side": name });
+    // Bars of a few pixels have no room for a narrower one in front.
+    const front = step < 9 ? 0.84 : 0.5;
     for (const tick of ticks) {
       panel.append(
         svg("line", { class: "grid", x1: MARGIN.left, x2: right, y1: y(tick), y2: y(tick) }),
@@ -80,7 +82,7 @@ export class Chart {
     panel.append(
       svg("text", { class: "name", x: MARGIN.left, y: top - 4 }, `${name.toUpperCase()}, nats`),
       svg("path", { class: "before", d: bars(trace.entropy_before, step, y, base, 0.84) }),
-      svg("path", { class: "after", d: bars(trace.entropy_after, step, y, base, 0.5) }));
+      svg("path", { class: "after", d: bars(trace.entropy_after, step, y, base, front) }));
     if (threshold != null) {
       panel.append(svg("line", { class: "threshold", x1: MARGIN.left, x2: right,
         y1: y(threshold), y2: y(threshold) }));
@@ -124,7 +126,7 @@ export function niceTicks(high, count) {
 
 function describe({ name, trace }) {
   const before = trace.entropy_before;
-  const highest = Math.max(...before);
+  const high = highest(before);
   return `Answer ${name.toUpperCase()}: ${before.length} tokens, the highest entropy before is ` +
-    `${shown(highest)} nats at token ${before.indexOf(highest) + 1}.`;
+    `${shown(high)} nats at token ${before.indexOf(high) + 1}.`;
 }

@@ -28,6 +28,11 @@ export function shown(value, digits = 3) {
     : String(rounded);
 }
 
+/** The largest of any number of values; 0 where there is none above. */
+export function highest(values) {
+  return values.reduce((high, value) => Math.max(high, value), 0);
+}
+
 /** Show a sentence in an alert, or hide it. */
 export function say(alert, sentence) {
   alert.textContent = sentence ?? "";

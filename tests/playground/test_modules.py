@@ -1,9 +1,20 @@
 """The page's pure functions, imported in the browser itself."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
+
+from tests.e2e.serving import Server
+from tests.playground.browser import open_page
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Browser, server: Server) -> Iterator[Page]:
+    with open_page(browser) as page:
+        page.goto(f"{server.url}/playground")
+        yield page
 
 
 def call(page: Page, module: str, code: str, *args: Any) -> Any:
@@ -33,14 +44,14 @@ def call(page: Page, module: str, code: str, *args: Any) -> Any:
     ],
 )
 def test_number_is_sent_as_number_and_anything_else_as_typed(
-    playground: Page, text: str, value: Any
+    opened: Page, text: str, value: Any
 ) -> None:
-    assert call(playground, "wire.js", "m.typed(a[0])", text) == value
+    assert call(opened, "wire.js", "m.typed(a[0])", text) == value
 
 
-def test_slider_stops_cover_the_range_and_nothing_beyond(playground: Page) -> None:
+def test_slider_stops_cover_the_range_and_nothing_beyond(opened: Page) -> None:
     def stops(**schema: Any) -> list[float]:
-        found: list[float] = call(playground, "wire.js", "m.stops(a[0])", schema)
+        found: list[float] = call(opened, "wire.js", "m.stops(a[0])", schema)
         assert found == sorted(set(found))
         assert schema["default"] in found
         return found
@@ -61,7 +72,7 @@ STREAM = 'data: {"a": "é😀"}\n\n: keep-alive\n\ndata: {"b": 2}\r\n\r\ndata: [
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_events_survive_any_cut_of_the_bytes(playground: Page, size: int) -> None:
+def test_events_survive_any_cut_of_the_bytes(opened: Page, size: int) -> None:
     code = """(() => {
         const reader = new m.EventReader(), decoder = new TextDecoder(), found = [];
         for (let i = 0; i < a[0].length; i += a[1]) {
@@ -70,7 +81,7 @@ def test_events_survive_any_cut_of_the_bytes(playground: Page, size: int) -> Non
         }
         return found;
     })()"""
-    found = call(playground, "api.js", code, list(STREAM.encode()), size)
+    found = call(opened, "api.js", code, list(STREAM.encode()), size)
     assert found == ['{"a": "é😀"}', '{"b": 2}', "[DONE]"]
 
 
@@ -89,20 +100,20 @@ def test_events_survive_any_cut_of_the_bytes(playground: Page, size: int) -> Non
     ],
 )
 def test_no_character_of_a_chunk_is_lost_between_its_tokens(
-    playground: Page, text: str, tokens: list[str], pieces: list[str]
+    opened: Page, text: str, tokens: list[str], pieces: list[str]
 ) -> None:
     entries = [{"token": token} for token in tokens]
-    found = call(playground, "wire.js", "m.splitText(a[0], a[1])", text, entries)
+    found = call(opened, "wire.js", "m.splitText(a[0], a[1])", text, entries)
     assert found == pieces
     assert "".join(found) == text
 
 
-def test_snippets_quote_what_shells_and_python_would_read(playground: Page) -> None:
+def test_snippets_quote_what_shells_and_python_would_read(opened: Page) -> None:
     body = {"x": 'It\'s "$HOME" `ls` \\ é', "flag": True, "none": None, "em_inf": {}}
-    curl = call(playground, "wire.js", "m.asCurl('http://h/v1', a[0], true)", body)
+    curl = call(opened, "wire.js", "m.asCurl('http://h/v1', a[0], true)", body)
     assert "It'\\''s" in curl
     assert '"Authorization: Bearer $EM_INF_API_KEY"' in curl
-    python = call(playground, "wire.js", "m.asPython('http://h/v1', a[0], false)", body)
+    python = call(opened, "wire.js", "m.asPython('http://h/v1', a[0], false)", body)
     compile(python, "snippet", "exec")
     assert "flag=True" in python
     assert "none=None" in python
@@ -119,7 +130,7 @@ def test_snippets_quote_what_shells_and_python_would_read(playground: Page) -> N
     ],
 )
 def test_every_error_becomes_a_sentence(
-    playground: Page, status: int, body: str, said: str
+    opened: Page, status: int, body: str, said: str
 ) -> None:
-    found = call(playground, "api.js", "m.sentence(a[0], a[1])", status, body)
+    found = call(opened, "api.js", "m.sentence(a[0], a[1])", status, body)
     assert found.startswith(said)
