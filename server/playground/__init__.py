@@ -31,7 +31,7 @@ def add_playground(router: APIRouter) -> None:
     """Register `GET /playground` and the files that the page asks for beside it.
 
     The page names everything relative to itself, so it works below any `--root-path`.
-    vLLM's API key guards /v1 only: the page loads without one and asks for it.
+    vLLM's API key guards the API only: the page loads without one and asks for it.
     """
     methods = ["GET", "HEAD"]
     for path, endpoint in (("/playground", _page), ("/playground/{name}", _asset)):

@@ -165,13 +165,12 @@ export class SettingsPanel {
   #hint(target) {
     const name = target?.closest?.(".field")?.dataset.name;
     if (target && !name) return;
-    const { choice, method } = this.state;
+    const { choice } = this.state;
     const line = this.#root.querySelector(".hint");
     line.textContent = name
       ? this.#fields[name].note.textContent
       : (WHAT_CHOICES_DO[choice] ??
         `Sent as ${JSON.stringify(emInfField(this.state, this.#about.methods))}`);
-    line.dataset.method = method;
   }
 
   /** The threshold that this side ran with, where one was sent. */
