@@ -99,6 +99,15 @@ def test_answers_are_what_the_server_gives_without_the_page(
         assert float(shown["tokens per second"]) == pytest.approx(rate, rel=0.05)
 
 
+def test_off_samples_what_the_server_samples_without_em_inf(
+    playground: Page, server: Server
+) -> None:
+    run(playground)
+    sampling = {"temperature": 1, "top_p": 1, "max_tokens": 256}
+    plain = server.chat(False, seed=4, **sampling).json
+    assert text_of(playground, "a") == plain["choices"][0]["message"]["content"]
+
+
 def test_every_token_is_shaded_by_its_entropy_before(
     playground: Page, server: Server
 ) -> None:
