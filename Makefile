@@ -5,7 +5,7 @@ ARGS ?=
 # CUDA where an NVIDIA driver answers, else the CPU.
 BUILD ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: serve test check fix model card
+.PHONY: serve test check fix model card screenshot
 
 serve: ## start the server on the bundled model: make serve PORT=8123 ARGS="--max-num-seqs 64"
 	@echo "em-inf: using the $(BUILD) build of vLLM"
@@ -29,6 +29,10 @@ fix: ## mend what formatter and linter can mend
 model: ## train the bundled model again, under an hour on two cores
 	@deploy/install cpu dev
 	@.venv/bin/python -m server.demo_model.train
+
+screenshot: ## take the README's picture of the playground, needs Chromium
+	@deploy/install cpu dev
+	@.venv/bin/python -m tests.playground.screenshot
 
 card: ## measure the bundled model on held-out problems, on the server of make serve
 	@deploy/install $(BUILD)

@@ -102,6 +102,7 @@ class ServerSettings(BaseModel):
     enabled_by_default: bool = False
     default: Settings = Field(default_factory=Settings)
     default_preset: str | None = None
+    playground: bool = True
 
     @classmethod
     def build(

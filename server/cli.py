@@ -137,6 +137,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="The largest n_grad_steps that a request may ask for.",
     )
+    group.add_argument(
+        "--em-inf-no-playground",
+        action="store_true",
+        help="Do not serve the page at /playground.",
+    )
 
 
 def read_settings(args: argparse.Namespace) -> ServerSettings:
@@ -151,7 +156,10 @@ def read_settings(args: argparse.Namespace) -> ServerSettings:
             presets = load_presets(args.em_inf_presets.read_text())
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError("--em-inf-presets", f"cannot be read: {error}") from None
-    return ServerSettings.build(args.em_inf_default, presets, args.em_inf_max_grad_steps)
+    settings = ServerSettings.build(
+        args.em_inf_default, presets, args.em_inf_max_grad_steps
+    )
+    return settings.model_copy(update={"playground": not args.em_inf_no_playground})
 
 
 def use_demo_model(args: argparse.Namespace) -> None:
@@ -282,9 +290,10 @@ def announce(args: argparse.Namespace) -> None:
         if args.api_key or os.environ.get("VLLM_API_KEY")
         else ""
     )
+    page = "" if args.em_inf_no_playground else f"Playground: {address}/playground\n\n"
     print(
         f"\nem-inf serves {model} at {address}. Try:\n\n"
         f"curl -s {address}/v1/chat/completions -H 'Content-Type: application/json'{key} "
-        f"-d '{json.dumps(body)}'\n",
+        f"-d '{json.dumps(body)}'\n\n{page}",
         flush=True,
     )

@@ -23,9 +23,14 @@ from vllm.entrypoints.serve.exception_handling.error_response import (
     create_error_response,
 )
 
-from logits_processors.settings import server_settings, settings_of_method
+from logits_processors.settings import (
+    METHOD_FIELDS,
+    server_settings,
+    settings_of_method,
+)
 from server import metrics
 from server.engine_client import EMInfEngineClient
+from server.playground import add_playground
 from server.protocol import (
     REQUEST_MODELS,
     EMInfResponsesRequest,
@@ -68,6 +73,8 @@ class EMInfPlugin:
                 elif route.path in ROUTES_WITHOUT_MODEL:
                     _refuse_field(router, route)
         router.add_api_route("/v1/em_inf", describe_server, methods=["GET"])
+        if server_settings().playground:
+            add_playground(router)
         app.include_router(router)
 
     async def init_state(
@@ -183,6 +190,8 @@ def _with_report(request: Any, response: Response | None) -> Response | None:
 async def describe_server(raw_request: Request) -> dict[str, Any]:
     """Version, runner, backend, default settings, presets, fields with their ranges.
 
+    Also which fields each method reads, and what the server's logprobs are.
+
     Asks the workers, so an answer proves that the processor is loaded and the engine
     answers.
     """
@@ -192,6 +201,7 @@ async def describe_server(raw_request: Request) -> dict[str, Any]:
         reason = f"the engine does not answer: {error}"
         raise fastapi.HTTPException(503, reason) from error
     server = server_settings()
+    model = raw_request.app.state.em_inf_engine_client.model_config
     return {
         "version": version("em-inf"),
         "vllm_version": vllm.__version__,
@@ -206,4 +216,6 @@ async def describe_server(raw_request: Request) -> dict[str, Any]:
             for name, settings in server.presets.items()
         },
         "fields": server.allowed_values(),
+        "methods": METHOD_FIELDS,
+        "logprobs": {"mode": model.logprobs_mode, "max": model.max_logprobs},
     }

@@ -5,7 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 from vllm import SamplingParams
+from vllm.config import ModelConfig
+from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.cli.serve import ServeSubcommand
+from vllm.entrypoints.serve.middleware.authenticate import GUARDED_PREFIX
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.core_client import AsyncMPClient, DPAsyncMPClient
@@ -78,6 +81,16 @@ def test_validation_errors_carry_the_field_to_the_answer() -> None:
 @pytest.mark.parametrize("path", list(REQUEST_MODELS)[:3])
 def test_request_models_turn_themselves_into_sampling_parameters(path: str) -> None:
     assert callable(REQUEST_MODELS[path].to_sampling_params)  # type: ignore[attr-defined]
+
+
+def test_engine_client_says_what_the_servers_logprobs_are() -> None:
+    assert "model_config" in EngineClient.__annotations__
+    assert {"logprobs_mode", "max_logprobs"} <= ModelConfig.__dataclass_fields__.keys()
+
+
+def test_key_does_not_guard_the_playground() -> None:
+    assert "/v1" in GUARDED_PREFIX
+    assert not "/playground".startswith(GUARDED_PREFIX)
 
 
 def test_serve_is_a_subcommand_that_can_be_extended() -> None:

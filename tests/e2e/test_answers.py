@@ -276,4 +276,6 @@ def test_server_describes_itself(server: Server) -> None:
     assert about["limits"] == {"max_grad_steps": 64}
     assert {"paper", "balanced", "strong", "adaptive"} <= about["presets"].keys()
     assert about["fields"]["target_ratio"]["maximum"] == 1
+    assert about["methods"]["adaptive_temperature"] == ["target_ratio", "threshold"]
+    assert about["logprobs"] == {"mode": "raw_logprobs", "max": 20}
     assert json.dumps(about)

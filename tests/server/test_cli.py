@@ -114,6 +114,11 @@ def test_settings_are_read_from_flags_and_file(tmp_path: Path) -> None:
     assert settings.max_grad_steps == 20
 
 
+def test_playground_is_served_unless_the_operator_says_otherwise() -> None:
+    assert cli.read_settings(flags()).playground
+    assert not cli.read_settings(flags("--em-inf-no-playground")).playground
+
+
 def test_default_can_be_json_on_or_off() -> None:
     assert not cli.read_settings(flags()).enabled_by_default
     assert cli.read_settings(flags("--em-inf-default", "on")).enabled_by_default
