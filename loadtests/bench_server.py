@@ -1,8 +1,8 @@
 r"""What EM-INF costs a whole server, in tokens per second and latency.
 
-    python -m loadtests.bench_server --model stand-in --seconds 160 \
+    python -m loadtests.bench_server --model stand-in --seconds 80 --tokens 16 \
         --out loadtests/results/server-cpu-stand-in.json
-    python -m loadtests.bench_server --model demo --seconds 75 --tokens 256 \
+    python -m loadtests.bench_server --model demo --seconds 50 --tokens 256 \
         --out loadtests/results/server-cpu-demo.json
 
 Two servers stay loaded on this machine with the same flags: ours, and stock vLLM without
