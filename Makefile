@@ -12,8 +12,8 @@ serve: ## start the server on the bundled model: make serve PORT=8123 ARGS="--ma
 	@deploy/install $(BUILD)
 	@.venv/bin/em-inf serve --port $(PORT) $(ARGS)
 
-test: check ## run every test
-	@.venv/bin/python -m pytest tests
+test: check ## run every test, those that start servers beside the others
+	@.venv/bin/python -m pytest tests -n 2 --dist loadgroup
 
 check: ## format, lint and types
 	@deploy/install cpu dev

@@ -15,6 +15,8 @@ import torch
 
 from tests.e2e.serving import Server
 
+TESTS = Path(__file__).parent
+SERVER_FOLDERS = {"clients", "e2e", "playground"}
 PRESETS = '{"mild": {"n_grad_steps": 1, "threshold": 0.5}}'
 
 if not torch.cuda.is_available():
@@ -25,6 +27,16 @@ hypothesis.settings.register_profile(
     "repeatable", derandomize=True, deadline=None, database=None
 )
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two halves for two processes: tests that start servers, and all others.
+
+    A server is started once for all tests in its process (`pytest -n 2 --dist loadgroup`).
+    """
+    for item in items:
+        starts_servers = item.path.relative_to(TESTS).parts[0] in SERVER_FOLDERS
+        item.add_marker(pytest.mark.xdist_group("servers" if starts_servers else "rest"))
 
 
 @pytest.fixture(autouse=True)
