@@ -32,11 +32,12 @@ hypothesis.settings.load_profile("repeatable")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two halves for two processes: tests that start servers, and all others.
 
-    A server is started once for all tests in its process (`pytest -n 2 --dist loadgroup`).
+    A server is started once for the tests of its process (`-n 2 --dist loadgroup`).
     """
     for item in items:
-        starts_servers = item.path.relative_to(TESTS).parts[0] in SERVER_FOLDERS
-        item.add_marker(pytest.mark.xdist_group("servers" if starts_servers else "rest"))
+        folder = item.path.relative_to(TESTS).parts[0]
+        half = "servers" if folder in SERVER_FOLDERS else "rest"
+        item.add_marker(pytest.mark.xdist_group(half))
 
 
 @pytest.fixture(autouse=True)

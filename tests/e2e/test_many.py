@@ -46,6 +46,23 @@ def ask(server: Server, i: int, em_inf: Any) -> Any:
     return answer.json
 
 
+def test_many_long_seeded_prompts_at_once_are_all_answered(server: Server) -> None:
+    # Together far longer than what one step of the engine takes in.
+    words = "Tom has 3 apples. " * 50
+
+    def one(seed: int) -> int:
+        body = {
+            "model": DEMO_MODEL_NAME,
+            "messages": [{"role": "user", "content": f"{words}{seed}"}],
+            "max_tokens": 2,
+            "seed": seed,
+        }
+        return server.post("/v1/chat/completions", body).status
+
+    with ThreadPoolExecutor(24) as pool:
+        assert set(pool.map(one, range(24))) == {200}
+
+
 def test_32_requests_with_32_settings_do_not_mix(server: Server) -> None:
     settings = [{**fields, "report": "trace"} for fields in METHODS]
     assert len(settings) == 32
