@@ -82,9 +82,9 @@ class Workspace:
     ) -> None:
         row_bytes = _BUFFERS * 4 * vocab_size
         self.vocab_size = vocab_size
-        self.device = device
         self.chunk_rows = max(1, min(max_rows, max_bytes // row_bytes))
         self.buffer = torch.empty(_BUFFERS, self.chunk_rows, vocab_size, device=device)
+        self.device = self.buffer.device
 
     def rows(self, num_rows: int, vocab_size: int) -> tuple[Tensor, ...]:
         """The buffers, cut to `[num_rows, vocab_size]`; contents are arbitrary."""

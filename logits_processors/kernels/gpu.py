@@ -62,6 +62,8 @@ _TAIL_DEPTH: tl.constexpr = tl.constexpr(25.0)  # Nats below the head, of the ta
 _SCALE: tl.constexpr = tl.constexpr(40.0)  # Tail weights are carried times 2**40.
 _MAGIC: tl.constexpr = tl.constexpr(8388608.0)  # 2**23: adding it rounds to an integer.
 
+_INACTIVE: tl.constexpr = tl.constexpr(-1)  # In the place of a count of head tokens.
+
 # What `_map_kernel` is to do with a row.
 _LEAVE: tl.constexpr = tl.constexpr(0.0)
 _LOOK_UP: tl.constexpr = tl.constexpr(1.0)  # Head from the lanes, tail by the table.
@@ -153,6 +155,7 @@ def _collect_kernel(
     adaptive, n = tl.load(adaptive_ptr + at), tl.load(n_ptr + at)
     threshold, ratio = tl.load(threshold_ptr + at), tl.load(ratio_ptr + at)
     if not _is_active(entropy, adaptive, n, threshold, ratio):
+        tl.store(counts_ptr + row * SLICES + part, _INACTIVE)
         return
     z_ptr = logits_ptr + tl.load(rows_ptr + first + row) * row_stride
     z_ptr += part * _SLICE
@@ -363,7 +366,8 @@ def _descend_kernel(
     at = (first + row) * params_stride
     adaptive, n = tl.load(adaptive_ptr + at), tl.load(n_ptr + at)
     threshold, ratio = tl.load(threshold_ptr + at), tl.load(ratio_ptr + at)
-    if not _is_active(entropy, adaptive, n, threshold, ratio):
+    counts_ptr += row * SLICES
+    if tl.load(counts_ptr) == _INACTIVE:
         return
     edge = _edge(log_total, entropy, V)
     tl.store(plan_ptr + 1, top)
@@ -373,7 +377,6 @@ def _descend_kernel(
     # otherwise in turns, tile by tile.
     lane = tl.arange(0, _LANES)
     place = tl.zeros([_LANES], tl.int32)
-    counts_ptr += row * SLICES
     total, most = 0, 0
     for part in tl.static_range(SLICES):
         count = tl.load(counts_ptr + part)
@@ -624,7 +627,6 @@ class Scratch:
         slices = triton.cdiv(vocab_size, _SLICE.value)
         self.vocab_size = vocab_size
         self.max_grad_steps = max(1, max_grad_steps)
-        self.device = device
 
         def floats(*shape: int) -> Tensor:
             return torch.empty(rows, *shape, device=device)
@@ -638,6 +640,7 @@ class Scratch:
         self.scalars = floats(self.max_grad_steps, 4)
         self.table = floats(_KNOTS.value, 2)
         self.plan = floats(4)
+        self.device = self.plan.device
 
 
 def _rows_in_cache(vocab_size: int, device: torch.device) -> int:
@@ -650,11 +653,14 @@ def _rows_in_cache(vocab_size: int, device: torch.device) -> int:
 
 def warm_up(scratch: Scratch) -> None:
     """Compile for this device what `minimize_rows_` will launch."""
-    logits = torch.zeros(2, scratch.vocab_size, device=scratch.device)
     rows = torch.arange(2, device=scratch.device)
     columns = torch.zeros(2, len(RowParams.__slots__), device=scratch.device)
     params = RowParams(*columns.unbind(dim=1))
-    minimize_rows_(logits, rows, params, RowStats.empty(2, scratch.device), scratch)
+    stats = RowStats.empty(2, scratch.device)
+    # Also with rows as far apart as a vocabulary padded by vLLM has them.
+    for width in {scratch.vocab_size, triton.cdiv(scratch.vocab_size, 64) * 64}:
+        logits = torch.zeros(2, width, device=scratch.device)[:, : scratch.vocab_size]
+        minimize_rows_(logits, rows, params, stats, scratch)
 
 
 def minimize_rows_(
@@ -665,6 +671,7 @@ def minimize_rows_(
     Arguments are as in `minimize.minimize_entropy_`, which checks them.
     """
     vocab_size = logits.shape[1]
+    rows = rows.contiguous()
     slices = triton.cdiv(vocab_size, _SLICE.value)
     padded = triton.next_power_of_2(slices)
     logits_of = (logits, logits.stride(0), rows)

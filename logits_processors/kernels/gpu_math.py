@@ -42,7 +42,8 @@ def store_sums(partials_ptr, z):
 def combine(partials_ptr, SLICES: tl.constexpr, PADDED: tl.constexpr):
     """Maximum M of a row, log of the sum of exp(z - M), and the entropy in nats.
 
-    The entropy is NaN where the row holds NaN or +inf, or nothing finite.
+    The entropy is NaN where the row holds NaN or +inf, or nothing finite. All threads get
+    the same bits, so that they can branch on them.
     """
     i = tl.arange(0, PADDED)
     here = i < SLICES
@@ -52,8 +53,12 @@ def combine(partials_ptr, SLICES: tl.constexpr, PADDED: tl.constexpr):
     top = tl.max(tops, axis=0)
     t = tl.maximum((tops - top) * LOG2_E, SMALLEST_EXP2)
     scale = tl.exp2(t)
-    total = tl.sum(totals * scale, axis=0)
-    mean = tl.sum((weighted + totals * t) * scale, axis=0) / total * LN_2
+    # Without the selections the compiler fuses each product into the first sum of a
+    # shuffle: every lane then adds its own, unrounded, and two halves of a warp differ.
+    some = totals != 0.0
+    total = tl.sum(tl.where(some, totals * scale, 0.0), axis=0)
+    moment = tl.where(some, (weighted + totals * t) * scale, 0.0)
+    mean = tl.sum(moment, axis=0) / total * LN_2
     return top, tl.log(total), tl.log(total) - mean
 
 

@@ -2,8 +2,9 @@
 
     python -m tests.logits_processors.kernels.sm90 VOCAB_SIZE
 
-prints JSON: for each kernel its spilled bytes, its instructions, and those of each loop
-together with the special-function operations in it.
+prints JSON: for each kernel its spilled bytes, its instructions, those of each loop
+together with the special-function operations in it, and how many products are fused with
+another lane's sum, which leaves lanes with different bits.
 """
 
 import json
@@ -70,6 +71,8 @@ def compiled(kernel: Any, warps: int, constants: dict[str, int]) -> dict[str, An
             body = [t for at, t in instructions.items() if begin <= at <= end]
             special = sum("MUFU" in t for t in body)
             loops.append({"instructions": len(body), "special": special})
+    shuffled = re.findall(r"shfl\.sync\.bfly\.b32\s+(%\w+)", binary.asm["ptx"])
+    added = re.findall(r"fma\.rn\.f32\s+%\w+, [^,]+, [^,]+, (%\w+);", binary.asm["ptx"])
     stack = re.search(r"STACK:(\d+)", usage)
     spills = sum("LDL" in t or "STL" in t for t in instructions.values())
     return {
@@ -78,6 +81,7 @@ def compiled(kernel: Any, warps: int, constants: dict[str, int]) -> dict[str, An
         "spills": spills,
         "instructions": len(instructions),
         "loops": loops,
+        "fused_shuffles": len(set(shuffled) & set(added)),
     }
 
 

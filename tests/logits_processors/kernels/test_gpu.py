@@ -57,6 +57,13 @@ def test_kernels_compile_for_hopper_and_spill_nothing(vocab_size: int) -> None:
         assert kernel["spills"] == kernel["stack_bytes"] == 0, name
 
 
+@pytest.mark.parametrize("vocab_size", [512, 2 * SLICE, WHOLE_SLICES, QWEN, 32 * SLICE])
+def test_all_threads_of_a_program_get_the_same_bits(vocab_size: int) -> None:
+    # They branch on entropies, around barriers.
+    for name, kernel in compiled(vocab_size).items():
+        assert kernel["fused_shuffles"] == 0, name
+
+
 def per_element(kernel: dict[str, Any], elements: int) -> float:
     return float(kernel["instructions"] * kernel["warps"] * 32 / elements)
 
