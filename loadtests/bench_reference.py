@@ -5,7 +5,8 @@ r"""Our server beside the authors' way of running EM-INF, on the bundled model.
 
 The authors' way, written afresh from the paper and what is known of their code: the
 `generate` of transformers, one prompt after another, with a logits processor that runs
-autograd and torch's Adam for each token. Our server gets all prompts at once, over HTTP.
+autograd and torch's Adam for each token. Our server gets all prompts at once, over HTTP,
+and answers each in one piece.
 Both use the same model, prompts, settings (n 5), temperature 1.0 and longest answer, and
 stop at the end of the answer. Each round has one batch on the server and then a few of
 the prompts the authors' way, in turn; ratios are taken within a round. While the authors'
@@ -36,7 +37,7 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from loadtests.client import Answer, RequestFailedError, ask_all
+from loadtests.client import RequestFailedError, ask_plainly, connection
 from loadtests.environment import where_it_ran
 from loadtests.ratios import Ratio, paired_ratio, spread
 from loadtests.serving import (
@@ -123,16 +124,15 @@ class AuthorsWay:
 
 
 def ask_server(
-    server: Serving, questions: list[str], tokens: int, temperature: float, seed: int
-) -> tuple[list[Answer], float]:
-    """All questions at once; the answers, and the seconds that they took."""
+    server: Serving, questions: list[str], tokens: int, temperature: float
+) -> tuple[list[dict[str, Any]], float]:
+    """All questions at once; the answers' bodies, and the seconds that they took."""
     bodies: list[dict[str, Any]] = [
         {
             "model": MODEL_NAME,
             "messages": [{"role": "user", "content": question}],
             "max_tokens": tokens,
             "temperature": temperature,
-            "seed": seed + i,
             "em_inf": {
                 "n_grad_steps": N_GRAD_STEPS,
                 "learning_rate": LEARNING_RATE,
@@ -140,22 +140,29 @@ def ask_server(
                 "kl_weight": KL_WEIGHT,
             },
         }
-        for i, question in enumerate(questions)
+        for question in questions
     ]
-    return asyncio.run(ask_all(server.url, bodies, len(bodies)))
+
+    async def all_at_once() -> tuple[list[dict[str, Any]], float]:
+        async with connection(len(bodies)) as session:
+            began = time.perf_counter()
+            asked = (ask_plainly(session, server.url, body) for body in bodies)
+            return await asyncio.gather(*asked), time.perf_counter() - began
+
+    return asyncio.run(all_at_once())
 
 
 def same_greedily(
     server: Serving, authors: AuthorsWay, questions: list[str], tokens: int
 ) -> dict[str, Any]:
     """How many prompts greedy decoding answers alike, in words and in gradient steps."""
-    answers, _ = ask_server(server, questions, tokens, 0.0, 0)
+    answers, _ = ask_server(server, questions, tokens, 0.0)
     words = steps = 0
     for question, ours in zip(questions, answers, strict=True):
         theirs, _, grad_steps = authors.answer(question, tokens, greedy=True)
-        words += ours.text == theirs
-        (choice,) = (ours.em_inf or {})["choices"]
-        steps += choice["grad_steps"] == grad_steps
+        words += ours["choices"][0]["message"]["content"] == theirs
+        (figures,) = ours["em_inf"]["choices"]
+        steps += figures["grad_steps"] == grad_steps
     return {"prompts": len(questions), "same_words": words, "same_grad_steps": steps}
 
 
@@ -184,9 +191,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         began = time.perf_counter()
         for i in range(args.rounds):
             server.go_on()
-            ask_server(server, questions[:1], 2, 1.0, 0)  # Warm.
-            answers, seconds = ask_server(server, questions, args.tokens, 1.0, 1000 * i)
-            keep(ours, [answer.output_tokens for answer in answers], seconds)
+            ask_server(server, questions[:1], 2, 1.0)  # Warm.
+            answers, seconds = ask_server(server, questions, args.tokens, 1.0)
+            counts = [answer["usage"]["completion_tokens"] for answer in answers]
+            keep(ours, counts, seconds)
             server.stand_still()
             some = [
                 questions[(i * args.some + j) % args.prompts] for j in range(args.some)

@@ -1,4 +1,4 @@
-"""A light client for chat completions over a stream, which keeps the times.
+"""A light client for chat completions, which keeps the times of a stream.
 
 It shares the machine with the server that it measures, hence aiohttp (which vLLM brings)
 and no more parsing than the times need.
@@ -77,6 +77,26 @@ async def ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) ->
             raise RequestFailedError(f"{response.status}: {await response.text()}")
         arrived = [(time.perf_counter(), line) async for line in response.content]
     return read_stream(began, arrived)
+
+
+async def ask_plainly(
+    session: aiohttp.ClientSession, url: str, body: dict[str, Any]
+) -> dict[str, Any]:
+    """Post a chat completion and read its answer in one piece.
+
+    Args:
+        session: from `connection`.
+        url: the server's, without a path.
+        body: of the request.
+
+    Raises:
+        RequestFailedError: the server refused.
+    """
+    async with session.post(f"{url}/v1/chat/completions", json=body) as response:
+        if response.status != 200:
+            raise RequestFailedError(f"{response.status}: {await response.text()}")
+        answer: dict[str, Any] = await response.json()
+        return answer
 
 
 def read_stream(began: float, arrived: Iterable[tuple[float, bytes]]) -> Answer:
