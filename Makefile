@@ -5,6 +5,8 @@ ARGS ?=
 # CUDA where an NVIDIA driver answers, else the CPU.
 BUILD ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 
+SERVER_TESTS = tests/clients tests/e2e tests/playground
+
 .PHONY: serve test check fix model card screenshot
 
 serve: ## start the server on the bundled model: make serve PORT=8123 ARGS="--max-num-seqs 64"
@@ -13,7 +15,9 @@ serve: ## start the server on the bundled model: make serve PORT=8123 ARGS="--ma
 	@.venv/bin/em-inf serve --port $(PORT) $(ARGS)
 
 test: check ## run every test, those that start servers beside the others
-	@.venv/bin/python -m pytest tests -n 2 --dist loadgroup
+	@.venv/bin/python -m pytest tests $(SERVER_TESTS:%=--ignore %) & others=$$!; \
+	  .venv/bin/python -m pytest $(SERVER_TESTS); servers=$$?; \
+	  wait $$others && exit $$servers
 
 check: ## format, lint and types
 	@deploy/install cpu dev

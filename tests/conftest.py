@@ -15,8 +15,6 @@ import torch
 
 from tests.e2e.serving import Server
 
-TESTS = Path(__file__).parent
-SERVER_FOLDERS = {"clients", "e2e", "playground"}
 PRESETS = '{"mild": {"n_grad_steps": 1, "threshold": 0.5}}'
 
 if not torch.cuda.is_available():
@@ -27,18 +25,6 @@ hypothesis.settings.register_profile(
     "repeatable", derandomize=True, deadline=None, database=None
 )
 hypothesis.settings.load_profile("repeatable")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two halves for two processes: tests that start servers, and all others.
-
-    A server is started once for the tests of its process (`-n 2 --dist loadgroup`).
-    """
-    for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
-        half = "servers" if folder in SERVER_FOLDERS else "rest"
-        item.add_marker(pytest.mark.xdist_group(half))
 
 
 @pytest.fixture(autouse=True)
