@@ -100,7 +100,8 @@ def test_conversation_on_a_terminal(server: Server) -> None:
         screen.expect("entropy before, nats")
         screen.expect(r"\d+ tokens, \d+ changed")
         screen.expect("> ")
-        screen.send("\x04")
+        # Not Ctrl-D: typed before readline has the terminal, it would be lost.
+        screen.send("/quit\n")
         assert screen.code() == 0
     assert "Traceback" not in screen.seen
 
