@@ -13,7 +13,7 @@ def pins(name: str) -> dict[str, str]:
     return dict(line.split("==") for line in lines)
 
 
-@pytest.mark.parametrize("name", ["cpu.txt", "cuda.txt", "dev.txt"])
+@pytest.mark.parametrize("name", ["cpu.txt", "cuda.txt", "eval.txt", "dev.txt"])
 def test_every_line_is_an_exact_version(name: str) -> None:
     for line in (LOCKS / name).read_text().splitlines():
         assert re.fullmatch(r"[a-z0-9._-]+==[0-9][A-Za-z0-9.+-]*", line), line
@@ -31,5 +31,6 @@ def test_cuda_lock_holds_vllm() -> None:
     assert pins("cuda.txt")["vllm"] == "0.33.0"
 
 
-def test_dev_lock_adds_to_the_cpu_lock_and_contradicts_it_nowhere() -> None:
-    assert not pins("dev.txt").keys() & pins("cpu.txt").keys()
+def test_later_locks_add_to_those_before_and_contradict_them_nowhere() -> None:
+    assert not pins("eval.txt").keys() & pins("cpu.txt").keys()
+    assert not pins("dev.txt").keys() & (pins("cpu.txt") | pins("eval.txt")).keys()
