@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.e2e.serving import Server
+from tests.e2e.serving import CONTEXT, Server
 
 PRESETS = '{"mild": {"n_grad_steps": 1, "threshold": 0.5}}'
 
@@ -47,8 +47,9 @@ def fixed_seeds() -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """`em-inf serve` with no flags but the port."""
-    with Server.start() as running:
+    """`em-inf serve` without flags, but for a context in which an answer never ends."""
+    context = f'{{"max_position_embeddings": {CONTEXT}}}'
+    with Server.start("--hf-overrides", context) as running:
         yield running
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 
 COMMAND = [sys.executable, "-m", "clients.cli"]
-SECONDS = 60
+SECONDS = 180
 
 
 def environ(**changed: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ import pytest
 from tests.clients.asking import assert_stopped_early, generated, metric
 from tests.clients.conftest import Run
 from tests.clients.terminals import terminal
-from tests.e2e.serving import QUESTION, Server
+from tests.e2e.serving import ENDLESS, QUESTION, Server
 
 FIXED = ["--seed", "1", "--temperature", "1"]
 
@@ -108,7 +108,15 @@ def test_conversation_on_a_terminal(server: Server) -> None:
 
 def test_interrupt_stops_the_answer_and_then_the_conversation(server: Server) -> None:
     before = generated(server)
-    asked = ["chat", "--temperature", "0", "--max-tokens", "900", "--url", server.url]
+    asked = [
+        "chat",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        str(ENDLESS),
+        "--url",
+        server.url,
+    ]
     with terminal(*asked) as screen:
         screen.expect("> ")
         screen.send("hello\n")

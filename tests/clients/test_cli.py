@@ -17,7 +17,7 @@ from clients.cli import EXIT_CODES, main
 from tests.clients.asking import assert_stopped_early, generated
 from tests.clients.conftest import Run
 from tests.clients.terminals import COMMAND, environ, piped, terminal
-from tests.e2e.serving import QUESTION, Server
+from tests.e2e.serving import ENDLESS, QUESTION, Server
 
 NOWHERE = "http://127.0.0.1:9"
 ESCAPE = "\x1b"
@@ -307,7 +307,7 @@ def test_compare_stands_side_by_side_on_a_terminal(server: Server) -> None:
 
 def test_interrupt_ends_cleanly_and_stops_the_server(server: Server) -> None:
     before = generated(server)
-    asked = ["trace", "hello", "--max-tokens", "900", "--temperature", "0"]
+    asked = ["trace", "hello", "--max-tokens", str(ENDLESS), "--temperature", "0"]
     with terminal(*asked, "--url", server.url) as screen:
         screen.expect(r"[1-9]\d+ tokens")
         screen.send("\x03")

@@ -25,6 +25,10 @@ QUESTION = (
     "How many apples does Tom have now?"
 )
 START_SECONDS = 300
+CONTEXT = 16_384
+ENDLESS = 16_000
+"""Output tokens that take longer than any test needs to stop them, also where it shares
+the machine with other tests: an answer that is to be stopped asks for so many."""
 
 
 @dataclass

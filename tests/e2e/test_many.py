@@ -10,7 +10,7 @@ import pytest
 
 from server.cli import DEMO_MODEL_NAME
 from server.demo_model.problems import problems
-from tests.e2e.serving import Server
+from tests.e2e.serving import ENDLESS, Server
 
 GRADIENT = [
     (0, 0.1, 0.3, 0.0), (1, 0.1, 0.3, 0.001), (2, 0.05, 0.2, 0.05), (3, 0.1, 0.3, 0.05),
@@ -95,7 +95,7 @@ def test_client_that_goes_away_leaves_nothing_behind(server: Server) -> None:
             "messages": [{"role": "user", "content": "Tom has 5 apples."}],
             "em_inf": {"report": "trace"},
             "ignore_eos": True,
-            "max_tokens": 900,
+            "max_tokens": ENDLESS,
             "stream": True,
         }
     )
@@ -130,7 +130,7 @@ def running(server: Server) -> float:
 
 
 def wait_until(condition: Any) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.1)

@@ -40,7 +40,7 @@ def page(browser: Browser, complaints: list[str]) -> Iterator[Page]:
 
 @pytest.fixture
 def playground(page: Page, server: Server) -> Page:
-    """The page of the server without flags, ready to run."""
+    """The server's page, ready to run."""
     page.goto(f"{server.url}/playground")
     page.locator("#run:enabled").wait_for()
     return page
