@@ -7,7 +7,7 @@ BUILD ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 
 SERVER_TESTS = tests/clients tests/e2e tests/playground
 
-.PHONY: serve test check fix model card screenshot
+.PHONY: serve test check fix model card screenshot gpu gpu
 
 serve: ## start the server on the bundled model: make serve PORT=8123 ARGS="--max-num-seqs 64"
 	@echo "em-inf: using the $(BUILD) build of vLLM"
@@ -37,6 +37,12 @@ model: ## train the bundled model again, under an hour on two cores
 screenshot: ## take the README's picture of the playground, needs Chromium
 	@deploy/install cpu dev
 	@.venv/bin/python -m tests.playground.screenshot
+
+gpu: ## on a GPU host: the kernels' tests on the GPU, and what they cost there
+	@deploy/install cuda dev
+	@.venv/bin/python -m pytest tests/logits_processors
+	@.venv/bin/python -m loadtests.bench_kernel --device cuda \
+	  --out loadtests/results/kernel-cuda.json
 
 card: ## measure the bundled model on held-out problems, on the server of make serve
 	@deploy/install $(BUILD)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -16,9 +17,12 @@ from logits_processors.settings import Settings
 if TYPE_CHECKING:
     from logits_processors.kernels.gpu import Scratch
 
+Columns = TypeVar("Columns", RowParams, RowStats)
 INF = float("inf")
 NAN = float("nan")
 CPU = torch.device("cpu")
+TRITON = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where the Triton kernels run: a GPU, or else the CPU under Triton's interpreter."""
 
 
 def llm_like_rows(vocab_size: int, num_rows: int, seed: int) -> Tensor:
@@ -100,9 +104,9 @@ UNUSABLE_ROWS: dict[str, Tensor] = {
 """Rows without a softmax, which must be left alone."""
 
 
-def params_of(settings: Sequence[Settings]) -> RowParams:
+def params_of(settings: Sequence[Settings], device: torch.device = CPU) -> RowParams:
     """One column a setting, one entry a row."""
-    return RowParams(
+    columns = RowParams(
         adaptive=torch.tensor(
             [float(s.method == "adaptive_temperature") for s in settings]
         ),
@@ -114,10 +118,11 @@ def params_of(settings: Sequence[Settings]) -> RowParams:
         kl_weight=torch.tensor([s.kl_weight for s in settings]),
         target_ratio=torch.tensor([s.target_ratio for s in settings]),
     )
+    return moved(columns, device)
 
 
 BACKENDS: tuple[Backend, ...] = ("reference", "cpu", "gpu")
-"""Every backend that runs on this machine; the last under Triton's interpreter."""
+"""Every backend; the last under Triton's interpreter where there is no GPU."""
 
 current_backend: list[Backend] = ["cpu"]
 """The one that `minimized` runs, "auto" here; a fixture goes through them all."""
@@ -140,10 +145,11 @@ def minimized(
         workspace: one that takes all rows at once where it is None.
         backend: another one than the current.
     Returns:
-        The copy afterwards, and the statistics of the chosen rows.
+        The copy afterwards, and the statistics of the chosen rows, both on the CPU.
     """
     backend = backend or current_backend[0]
-    logits = logits.clone()
+    device = TRITON if backend == "gpu" else CPU
+    logits = logits.clone().to(device)
     rows = range(logits.shape[0]) if rows is None else rows
     if isinstance(settings, Settings):
         settings = [settings] * len(rows)
@@ -155,14 +161,20 @@ def minimized(
     with np.errstate(all="ignore"):
         stats = minimize_entropy_(
             logits,
-            torch.tensor(list(rows), dtype=torch.int64),
-            params_of(settings),
+            torch.tensor(list(rows), dtype=torch.int64, device=device),
+            params_of(settings, device),
             workspace=room,
             max_grad_steps=max((s.n_grad_steps for s in settings), default=0),
             any_adaptive=any(s.method == "adaptive_temperature" for s in settings),
             backend=backend,
         )
-    return logits, stats
+    return logits.cpu(), moved(stats, CPU)
+
+
+def moved(columns: Columns, device: torch.device) -> Columns:
+    """The same settings or statistics on another device."""
+    values = (getattr(columns, field.name) for field in fields(columns))
+    return type(columns)(*(value.to(device) for value in values))
 
 
 def scratch_of(workspace: Workspace) -> Scratch:
@@ -170,7 +182,10 @@ def scratch_of(workspace: Workspace) -> Scratch:
     from logits_processors.kernels import gpu
 
     scratch = gpu.Scratch(
-        workspace.vocab_size, workspace.chunk_rows, CPU, group_rows=workspace.chunk_rows
+        workspace.vocab_size,
+        workspace.chunk_rows,
+        TRITON,
+        group_rows=workspace.chunk_rows,
     )
     for buffer in vars(scratch).values():
         if isinstance(buffer, Tensor):

@@ -10,11 +10,25 @@ from torch import Tensor
 from logits_processors.minimize import minimize_entropy_, pick_backend, prepare
 from logits_processors.reference import RowStats, Workspace
 from logits_processors.settings import Settings
-from tests.logits_processors.rows import CPU, bits, llm_like_rows, minimized, params_of
+from tests.logits_processors.rows import (
+    CPU,
+    TRITON,
+    bits,
+    llm_like_rows,
+    minimized,
+    moved,
+    params_of,
+)
 
 SETTINGS = Settings(threshold=0.0)
 PARAMS = params_of([SETTINGS] * 2)
 META = torch.device("meta")
+ON_GPU: dict[str, Any] = {
+    "rows": torch.tensor([2, 0], device=TRITON),
+    "params": moved(PARAMS, TRITON),
+    "backend": "gpu",
+}
+"""Arguments of `call` for the GPU's kernels, where they run on this machine."""
 
 
 def call(logits: Tensor, **changes: Any) -> RowStats:
@@ -94,22 +108,27 @@ def test_workspace_on_another_device_is_refused() -> None:
 def test_steps_beyond_what_was_prepared_are_refused() -> None:
     from logits_processors.kernels import gpu
 
-    scratch = gpu.Scratch(8, 2, CPU, max_grad_steps=4)
+    scratch = gpu.Scratch(8, 2, TRITON, max_grad_steps=4)
     with pytest.raises(ValueError, match="workspace is for 4 steps, not 5"):
-        call(torch.zeros(3, 8), workspace=scratch, backend="gpu")
+        call(torch.zeros(3, 8, device=TRITON), workspace=scratch, **ON_GPU)
 
 
 def test_backend_gpu_refuses_the_workspace_of_another() -> None:
     with pytest.raises(ValueError, match="'gpu' needs the workspace that it prepared"):
-        call(torch.zeros(3, 8), workspace=Workspace(8, 2, CPU), backend="gpu")
+        call(
+            torch.zeros(3, 8, device=TRITON),
+            workspace=Workspace(8, 2, TRITON),
+            **ON_GPU,
+        )
 
 
 def test_backend_gpu_is_prepared_with_room_for_its_launches() -> None:
-    room = prepare(500, 3, CPU, "gpu", max_grad_steps=7)
+    room = prepare(500, 3, TRITON, "gpu", max_grad_steps=7)
     assert room is not None
     assert not isinstance(room, Workspace)
     assert room.max_grad_steps == 7
-    assert call(torch.zeros(3, 500), workspace=room, backend="gpu").grad_steps[0] == 5
+    stats = call(torch.zeros(3, 500, device=TRITON), workspace=room, **ON_GPU)
+    assert stats.grad_steps[0] == 5
 
 
 def test_backend_gpu_is_there_on_gpus_and_under_the_interpreter_only(

@@ -1,7 +1,7 @@
 """The Triton kernels: compiled for a GPU here, held against their exact form, grouped.
 
 That they agree with the oracles is in `test_backends.py`, under Triton's interpreter;
-here they run on a GPU as well where there is one (`pytest -m gpu`).
+there and here they run on a GPU instead where there is one.
 """
 
 import json
@@ -22,9 +22,11 @@ from tests.logits_processors.autograd_oracle import softmax_of
 from tests.logits_processors.rows import (
     CPU,
     INF,
+    TRITON,
     bits,
     llm_like_rows,
     minimized,
+    moved,
     params_of,
 )
 
@@ -100,17 +102,17 @@ def test_looking_a_row_up_takes_at_most_twenty_five_issue_slots_for_each_logit()
 def exactly(logits: Tensor, settings: list[Settings]) -> tuple[Tensor, RowStats]:
     from logits_processors.kernels import gpu_exact
 
-    logits = logits.clone()
-    stats = RowStats.empty(len(settings), CPU)
+    logits = logits.clone().to(TRITON)
+    stats = RowStats.empty(len(settings), TRITON)
     with np.errstate(all="ignore"):
         gpu_exact.minimize_rows_exactly_(
             logits,
-            torch.arange(len(settings)),
-            params_of(settings),
+            torch.arange(len(settings), device=TRITON),
+            params_of(settings, TRITON),
             stats,
             max(s.n_grad_steps for s in settings),
         )
-    return logits, stats
+    return logits.cpu(), moved(stats, CPU)
 
 
 @pytest.mark.parametrize("vocab_size", [7, 1000, 20_000])
@@ -172,14 +174,15 @@ def test_rows_of_every_kind_agree_with_the_reference(method: str) -> None:
 def test_size_of_a_group_changes_no_bit() -> None:
     from logits_processors.kernels import gpu
 
-    logits = rows_of_every_kind()
-    params = params_of([Settings(), Settings(n_grad_steps=3), Settings(), Settings()])
+    logits = rows_of_every_kind().to(TRITON)
+    settings = [Settings(), Settings(n_grad_steps=3), Settings(), Settings()]
+    params, chosen = params_of(settings, TRITON), torch.arange(4, device=TRITON)
     found = []
     for group_rows in (1, 3, 4):
-        copy, stats = logits.clone(), RowStats.empty(4, CPU)
-        scratch = gpu.Scratch(20_000, 4, CPU, group_rows=group_rows)
+        copy, stats = logits.clone(), RowStats.empty(4, TRITON)
+        scratch = gpu.Scratch(20_000, 4, TRITON, group_rows=group_rows)
         with np.errstate(all="ignore"):
-            gpu.minimize_rows_(copy, torch.arange(4), params, stats, scratch)
+            gpu.minimize_rows_(copy, chosen, params, stats, scratch)
         found.append((copy, stats.entropy_after))
     for rows, entropies in found[1:]:
         assert torch.equal(bits(rows), bits(found[0][0]))
