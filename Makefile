@@ -7,7 +7,7 @@ BUILD ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 
 SERVER_TESTS = tests/clients tests/e2e tests/playground
 
-.PHONY: serve test check fix model card screenshot gpu gpu
+.PHONY: serve test check fix model card screenshot gpu
 
 serve: ## start the server on the bundled model: make serve PORT=8123 ARGS="--max-num-seqs 64"
 	@echo "em-inf: using the $(BUILD) build of vLLM"
