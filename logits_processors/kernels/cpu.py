@@ -491,9 +491,13 @@ def warm_up(vocab_size: int) -> int:
     Returns:
         Threads that rows will be spread over: as many as torch has here.
     """
-    _allow_threads(torch.get_num_threads())
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    torch_threads = torch.get_num_threads()
+    _allow_threads(torch_threads)
+    threads = min(torch_threads, numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(threads)
+    # Starting numba's OpenMP threads sets the number that torch and vLLM's kernels share
+    # with it to the cores that this thread may use: one, where vLLM has bound it.
+    torch.set_num_threads(torch_threads)
     logits = torch.zeros(2, vocab_size)
     logits[:, 0] = 3.0
     rows = torch.arange(2)

@@ -1,5 +1,8 @@
 """The numba kernel where it differs in kind from the reference: accuracy and threads."""
 
+import subprocess
+import sys
+
 import numba
 import pytest
 import torch
@@ -89,3 +92,26 @@ def test_first_logit_far_above_the_rest_does_not_overflow_the_sums() -> None:
 def test_preparing_compiles_and_needs_no_workspace() -> None:
     assert prepare(512, 8, torch.device("cpu")) is None
     assert cpu._run_rows.signatures, "compiled before the first request"
+
+
+BESIDE_TORCH = """
+import sys
+import torch
+from logits_processors.minimize import prepare
+from logits_processors.settings import Settings
+from tests.logits_processors.rows import CPU, minimized
+
+torch.set_num_threads(int(sys.argv[1]))
+prepare(10_000, 8, CPU)
+minimized(torch.randn(4, 10_000), Settings())
+print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_torch_keeps_its_number_of_threads(threads: str) -> None:
+    # In a process of its own: numba starts its threads once.
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE_TORCH, threads], capture_output=True, text=True
+    )
+    assert done.stdout.split() == [threads], done.stderr
