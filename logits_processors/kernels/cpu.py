@@ -14,11 +14,18 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from typing import Any
 
-import numba
 import numpy as np
 import torch
+
+if "numba" not in sys.modules:
+    # When it is imported, numba counts the cores that the importing thread may use, and
+    # later it cannot be told otherwise. vLLM binds each thread of a worker to one core.
+    os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
+
+import numba
 from numba import njit, prange
 from torch import Tensor
 
@@ -467,21 +474,6 @@ def _run_rows(storage: Any, offsets: Any, vocab_size: int, params: Any, out: Any
         _run_row(storage[begin : begin + vocab_size], params[r], out[r])
 
 
-def _allow_threads(count: int) -> None:
-    """Have numba start so many threads, unless somebody else said how many.
-
-    By itself it counts the cores that this thread may use, which vLLM has bound to one.
-    """
-    if "NUMBA_NUM_THREADS" in os.environ:
-        return
-    os.environ["NUMBA_NUM_THREADS"] = str(count)
-    try:
-        numba.config.reload_config()
-    except RuntimeError:
-        # They run already; numba would refuse to compile for any other number.
-        del os.environ["NUMBA_NUM_THREADS"]
-
-
 def warm_up(vocab_size: int) -> int:
     """Compile for this machine, or load what was compiled before, and pick the threads.
 
@@ -489,10 +481,10 @@ def warm_up(vocab_size: int) -> int:
         vocab_size: V; decides which of the two forms will run.
 
     Returns:
-        Threads that rows will be spread over: as many as torch has here.
+        Threads that rows will be spread over: as many as torch has here, or as numba
+        could start where it was imported earlier.
     """
     torch_threads = torch.get_num_threads()
-    _allow_threads(torch_threads)
     threads = min(torch_threads, numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(threads)
     # Starting numba's OpenMP threads sets the number that torch and vLLM's kernels share

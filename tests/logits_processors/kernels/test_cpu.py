@@ -1,5 +1,6 @@
 """The numba kernel where it differs in kind from the reference: accuracy and threads."""
 
+import os
 import subprocess
 import sys
 
@@ -95,23 +96,35 @@ def test_preparing_compiles_and_needs_no_workspace() -> None:
 
 
 BESIDE_TORCH = """
-import sys
-import torch
+import os, sys, torch
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])  # As vLLM binds a worker.
+torch.set_num_threads(int(sys.argv[1]))
+if sys.argv[2] == "numba first":
+    import numba
+from logits_processors.kernels import cpu
 from logits_processors.minimize import prepare
 from logits_processors.settings import Settings
 from tests.logits_processors.rows import CPU, minimized
 
-torch.set_num_threads(int(sys.argv[1]))
 prepare(10_000, 8, CPU)
 minimized(torch.randn(4, 10_000), Settings())
-print(torch.get_num_threads())
+print(cpu.warm_up(10_000), torch.get_num_threads())
 """
 
 
-@pytest.mark.parametrize("threads", ["1", "3"])
-def test_torch_keeps_its_number_of_threads(threads: str) -> None:
-    # In a process of its own: numba starts its threads once.
+@pytest.mark.parametrize(
+    ("torch_threads", "imported_first", "expected"),
+    [(1, "torch first", 1), (3, "torch first", 3), (3, "numba first", 1)],
+)
+def test_torch_keeps_its_threads_and_numba_has_as_many_as_it_can(
+    torch_threads: int, imported_first: str, expected: int
+) -> None:
+    # In processes of their own: numba starts its threads once.
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_NUM")}
     done = subprocess.run(
-        [sys.executable, "-c", BESIDE_TORCH, threads], capture_output=True, text=True
+        [sys.executable, "-c", BESIDE_TORCH, str(torch_threads), imported_first],
+        capture_output=True,
+        text=True,
+        env=environ,
     )
-    assert done.stdout.split() == [threads], done.stderr
+    assert done.stdout.split() == [str(expected), str(torch_threads)], done.stderr
