@@ -99,9 +99,25 @@ ALLOWED: dict[str, set[str]] = {
         "clients.evaluation.graders.normalized",
         "clients.evaluation.records",
     },
+    "clients/evaluation/graders/code.py": {
+        "clients.evaluation.graders",
+        "clients.evaluation.graders.announced",
+        "clients.evaluation.graders.errors",
+        "clients.evaluation.records",
+    },
     "clients/evaluation/graders/errors.py": set(),
     "clients/evaluation/graders/exact.py": {
         "clients.evaluation.graders.announced",
+        "clients.evaluation.records",
+    },
+    "clients/evaluation/graders/harness.py": set(),
+    "clients/evaluation/graders/isolation.py": set(),
+    "clients/evaluation/graders/latex.py": set(),
+    "clients/evaluation/graders/math_worker.py": set(),
+    "clients/evaluation/graders/mathematics.py": {
+        "clients.evaluation.graders.announced",
+        "clients.evaluation.graders.errors",
+        "clients.evaluation.graders.latex",
         "clients.evaluation.records",
     },
     "clients/evaluation/graders/normalized.py": {
@@ -117,6 +133,7 @@ ALLOWED: dict[str, set[str]] = {
         "clients.evaluation.graders.errors",
         "clients.evaluation.records",
     },
+    "clients/evaluation/graders/sandbox.py": set(),
     "clients/evaluation/tasks/__init__.py": {
         "clients.evaluation.tasks",
         "clients.evaluation.tasks.task",

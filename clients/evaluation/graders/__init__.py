@@ -11,7 +11,7 @@ from clients.evaluation.records import Grader
 
 __all__ = ["NAMES", "GraderError", "grader"]
 
-NAMES = ("exact", "normalized", "choice", "numeric", "numeric:TOL")
+NAMES = ("exact", "normalized", "choice", "numeric", "numeric:TOL", "math", "code")
 """What `grader` takes, beside `path/to/file.py:function`."""
 
 
@@ -47,6 +47,14 @@ def grader(name: str) -> Grader:
         from clients.evaluation.graders.choice import Choice
 
         return Choice()
+    if name == "math":
+        from clients.evaluation.graders.mathematics import Mathematics
+
+        return Mathematics()
+    if name == "code":
+        from clients.evaluation.graders.code import Code
+
+        return Code()
     allowed = ", ".join(NAMES)
     raise GraderError(
         f"grader: {name!r} is unknown; allowed: {allowed}, or path/to/file.py:function"
