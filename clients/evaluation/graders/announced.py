@@ -10,6 +10,7 @@ _MARKERS = re.compile(
     r")[ \t*]*",
     re.IGNORECASE,
 )
+_BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
 _SENTENCE_END = re.compile(r"\n|\.(?=\s|$)")
 _LONGEST = 20_000  # characters read from a text's end: an answer stands last
 
@@ -28,16 +29,17 @@ def spoken(text: str) -> str:
 
 def boxed(text: str) -> str | None:
     r"""What stands in the last closed `\boxed{...}` or `\fbox{...}`; braces may nest."""
-    found = None
-    for start in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
-        depth = 1
-        for at in range(start.end(), len(text)):
-            if text[at - 1] == "\\":
-                continue
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            if depth == 0:
-                found = text[start.end() : at].strip()
-                break
+    found, begun = None, -1
+    open_braces: list[int | None] = []  # Where a box's content begins; None for others.
+    for token in _BRACES.finditer(text):
+        if token[0] == "}":
+            start = open_braces.pop() if open_braces else None
+            if start is not None and start > begun:
+                found, begun = text[start : token.start()].strip(), start
+        elif token[0] == "{":
+            open_braces.append(None)
+        elif token["box"]:
+            open_braces.append(token.end())
     return found
 
 

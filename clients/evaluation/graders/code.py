@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from clients.evaluation.graders import sandbox
 from clients.evaluation.graders.announced import spoken
 from clients.evaluation.graders.errors import GraderError
+from clients.evaluation.graders.targets import source as target_source
 from clients.evaluation.records import Problem, Verdict
 
 _BLOCK = re.compile(r"```[ \t]*([A-Za-z0-9_+-]*)[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -52,7 +54,8 @@ class Code:
     The problem's answer is a piece of test code, or a list of such; `more["entry_point"]`
     the name that their function `check`, where they have one, is given; `more["setup"]`
     code that goes before the program; `more["cpu_seconds"]` (10), `more["wall_seconds"]`
-    (60 and 12 times that of CPU time) and `more["memory_mb"]` (2048) its limits. Votes
+    (60 and 12 times that of CPU time) and `more["memory_mb"]` (2048) its limits;
+    `more["targets"]` what SciCode's tests compare with. Votes
     are counted on the program's syntax tree: white space and comments do not count.
 
     A program over its CPU or memory limit is wrong. One that is still there at the
@@ -153,6 +156,16 @@ def _job(problem: Problem) -> Any:
     imports = sorted(
         {name for test in (setup, *tests) for name in _imports(test, problem)}
     )
+
+    targets: Any = problem.more.get("targets")
+    if targets is not None:
+        tests = [
+            target_source(Path(targets["file"]), step, count) + test
+            for step, count, test in zip(
+                targets["steps"], targets["counts"], tests, strict=True
+            )
+        ]
+        imports += ["base64", "numpy", "scipy.sparse"]
 
     def job(program: str) -> sandbox.Job:
         return sandbox.Job(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from clients.evaluation.tasks import arithmetic
+from clients.evaluation.tasks import arithmetic, leetcode, mathematics, scicode, ugphysics
 from clients.evaluation.tasks.task import Task, TaskError
 
 __all__ = ["Task", "TaskError", "load", "names"]
@@ -13,7 +13,7 @@ __all__ = ["Task", "TaskError", "load", "names"]
 
 def names() -> tuple[str, ...]:
     """What `load` takes, the bundled task first."""
-    return ("arithmetic",)
+    return ("arithmetic", *mathematics.SOURCES, "leetcode", "ugphysics", "scicode")
 
 
 def load(
@@ -38,7 +38,19 @@ def load(
         raise TaskError(f"limit: {limit} is not allowed; allowed: 1 or more")
     if name not in names():
         raise TaskError(f"task: {name!r} is unknown; allowed: {', '.join(names())}")
-    if path is not None:
-        raise TaskError(f"path: {name} is bundled and reads no {path}")
-    task = arithmetic.load(split)
+    task = _load(name, path, split)
     return replace(task, problems=task.problems[:limit])
+
+
+def _load(name: str, path: Path | None, split: str | None) -> Task:
+    if name == "arithmetic":
+        if path is not None:
+            raise TaskError(f"path: {name} is bundled and reads no {path}")
+        return arithmetic.load(split)
+    if name == "leetcode":
+        return leetcode.load(path, split)
+    if name == "scicode":
+        return scicode.load(path, split)
+    if name == "ugphysics":
+        return ugphysics.load(path, split)
+    return mathematics.load(name, path, split)

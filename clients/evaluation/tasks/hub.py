@@ -45,6 +45,7 @@ def rows(
         dataset: to load where no path is given; None where the hub has none.
         path: a file (JSONL, JSON or parquet), or a folder of such in the hub's layout.
         size: so many rows there must be.
+
     Raises:
         TaskError: no network, no such path, a file that cannot be read, or another
             number of rows.
@@ -79,13 +80,14 @@ def _remote(task: str, dataset: Dataset) -> tuple[list[Row], str]:
             )
         ]
     except Exception as error:
-        # The hub's client raises its own, httpx's and requests' errors, and plain OSError.
+        # The hub's client raises its own errors, httpx's, and plain OSError.
         subset = f", subset {dataset.config}" if dataset.config else ""
+        said = next(iter(str(error).splitlines()), "")[:200]
         raise TaskError(
             f"{task}: {dataset.id} cannot be loaded from the Hugging Face hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}). "
-            f"Without the network, give a local copy: --path FILE_OR_FOLDER, JSONL, JSON or "
-            f"parquet of {dataset.id}{subset}, split {' and '.join(dataset.splits)}"
+            f"({type(error).__name__}: {said}). Without the network, give a local copy: "
+            f"--path FILE_OR_FOLDER, JSONL, JSON or parquet of {dataset.id}{subset}, "
+            f"split {' and '.join(dataset.splits)}"
         ) from error
     config = f" {dataset.config}" if dataset.config else ""
     splits = "+".join(dataset.splits)
@@ -153,7 +155,7 @@ def _lines(file: Path) -> Iterator[Row]:
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number}: {error}") from error
         if not isinstance(row, dict):
-            raise TypeError(f"line {number} is no object")
+            raise TaskError(f"{file} cannot be read: line {number} is no object")
         yield row
 
 

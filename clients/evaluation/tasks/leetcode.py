@@ -17,11 +17,11 @@ from clients.evaluation.tasks.task import Task, TaskError
 SIZE = 180
 SYSTEM = (
     "\nWhen tackling complex reasoning tasks, you have access to the following actions. "
-    "Use them as needed to progress through your thought process.\n\n[ASSESS]\n\n[ADVANCE]"
-    "\n\n[VERIFY]\n\n[SIMPLIFY]\n\n[SYNTHESIZE]\n\n[PIVOT]\n\n[OUTPUT]\n\nYou should "
-    "strictly follow the format below:\n\n[ACTION NAME]\n\n# Your action step 1\n\n"
-    "# Your action step 2\n\n# Your action step 3\n\n...\n\nNext action: [NEXT ACTION "
-    "NAME]\n"
+    "Use them as needed to progress through your thought process.\n\n[ASSESS]\n\n"
+    "[ADVANCE]\n\n[VERIFY]\n\n[SIMPLIFY]\n\n[SYNTHESIZE]\n\n[PIVOT]\n\n[OUTPUT]\n\n"
+    "You should strictly follow the format below:\n\n[ACTION NAME]\n\n"
+    "# Your action step 1\n\n# Your action step 2\n\n# Your action step 3\n\n...\n\n"
+    "Next action: [NEXT ACTION NAME]\n"
 )
 _ENDING = (
     "\n\nWrite Python code to solve the problem. Present the code in \n```python\n"
@@ -33,9 +33,8 @@ _SETUP = (
     "from collections import *\nfrom functools import *"
 )
 _SENTENCE = (
-    "LeetCode contest problems, right where every test passes. Not on the hub under an id "
-    "that the paper names: give DeepSeek-Coder's or the authors' file with --path. The "
-    "authors' sampling script reads column names that this file has not."
+    "LeetCode contest problems, right where every test passes. The authors' script of "
+    "EM-INF for it cannot be run as published."
 )
 
 

@@ -1,7 +1,8 @@
 """The paper's five mathematical tasks, and GSM8K.
 
-System prompt, splits and lengths are those of the authors' scripts (`shivamag125/EM_PT` at
-91cda30: `eval/system_prompt.md`, `eval/Math/*/evaluate_*.py`, `eval/Math/Qwen25-Math`).
+System prompt, splits and lengths are those of the authors' scripts (`shivamag125/EM_PT`
+at 91cda30: `eval/system_prompt.md`, `eval/Math/*/evaluate_*.py`,
+`eval/Math/Qwen25-Math`).
 Each problem is one user message; the system prompt asks for a box. The authors grade with
 string and sympy rules of their own; here math-verify does.
 """
@@ -19,6 +20,8 @@ from clients.evaluation.tasks.hub import Dataset, Row, column, rows
 from clients.evaluation.tasks.task import Task, TaskError
 
 PROMPT = "Please reason step by step, and put your final answer within \\boxed{}."
+# The authors' own file, which MATH-500, AMC and AIME read, has the backslash twice.
+TWICE = PROMPT.replace("\\", "\\\\")
 _STOP = ["\n###\nProblem: ", "<|eot_id|>"]
 
 
@@ -32,6 +35,7 @@ class Source:
         sentence: see `Task`.
         grader: see `Task`.
         paper_size: problems that the authors' own copy has, where it differs.
+        system: the system prompt.
     """
 
     dataset: Dataset
@@ -39,6 +43,7 @@ class Source:
     sentence: str
     grader: str = "math"
     paper_size: int | None = None
+    system: str = PROMPT
 
 
 def _plain(row: Row, where: str) -> Any:
@@ -83,29 +88,32 @@ SOURCES = {
         Dataset("HuggingFaceH4/MATH-500", None, ("test",), 500),
         _plain,
         "500 problems of MATH's test split.",
+        system=TWICE,
     ),
     "amc": Source(
         Dataset("AI-MO/aimo-validation-amc", None, ("train",), 83),
         _whole,
         "AMC 12 of 2022 and 2023; one problem is 1.2 points.",
+        system=TWICE,
     ),
     "aime": Source(
         Dataset("AI-MO/aimo-validation-aime", None, ("train",), 90),
         _whole,
         "AIME of 2022 to 2024; one problem is 1.1 points.",
+        system=TWICE,
     ),
     "minerva": Source(
         Dataset("math-ai/minervamath", None, ("test",), 272),
         _boxed,
-        "Minerva's undergraduate problems (MIT OpenCourseWare). The authors read the copy "
-        "of Qwen2.5-Math's harness, and allow a relative error of 1e-4, which math-verify "
-        "does not.",
+        "Minerva's undergraduate problems (MIT OpenCourseWare). The authors read the "
+        "copy of Qwen2.5-Math's harness, and allow a relative error of 1e-4, which "
+        "math-verify does not.",
     ),
     "olympiadbench": Source(
         Dataset("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", ("train",), 674),
         _final,
-        "OlympiadBench, open-ended English text problems of mathematics. The authors read "
-        "the copy of Qwen2.5-Math's harness, with 675 problems.",
+        "OlympiadBench, open-ended English text problems of mathematics. The authors "
+        "read the copy of Qwen2.5-Math's harness, with 675 problems.",
         paper_size=675,
     ),
 }
@@ -152,7 +160,7 @@ def _problem(name: str, source: Source, row: Row, index: int, where: str) -> Pro
     return Problem(
         id=f"{name}-{index:04}",
         messages=(
-            {"role": "system", "content": PROMPT},
+            {"role": "system", "content": source.system},
             {"role": "user", "content": question},
         ),
         answer=source.answer(row, where),

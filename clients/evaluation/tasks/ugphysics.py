@@ -31,8 +31,8 @@ _TYPES = {
     ),
 }
 _SENTENCE = (
-    "UGPhysics, semiconductor physics, English and Chinese. The authors judge by rules of "
-    "their own with a relative precision; here math-verify compares the boxed answers."
+    "UGPhysics, semiconductor physics, English and Chinese. The authors judge by rules "
+    "of their own with a relative precision; here math-verify compares the boxed answers."
 )
 
 
@@ -46,9 +46,8 @@ def prompt(row: Row, where: str) -> str:
     several = bool(column(row, where, "is_multiple_answer"))
     subject = column(row, where, "subject")
     written = str(column(row, where, "answer_type"))
-    kinds = [
-        _kind(one, chinese, where) for one in written.split("," if several else "\n")
-    ]
+    parts = written.split(",") if several else [written]
+    kinds = [_kind(one, chinese, where) for one in parts]
     return (
         _chinese(subject, kinds, several)
         if chinese
@@ -77,12 +76,13 @@ def _english(subject: str, kinds: list[str], several: bool) -> str:
         )
     answer = "multiple answers connected with commas" if several else "answer"
     return (
-        f"The following is an open-ended problem from {subject} of the undergraduate-level "
-        f"Physics. {kind}Please calculate the answer according to the given requirements "
-        "and the information provided. Please use LaTeX format to represent the variables "
-        "and formulas used in the solution process and results. Please end your solution "
-        f'with "So the final answer is \\boxed{{{answer}}}(unit)." and give the result '
-        "explicitly, note that the unit of the answers should not be included in \\boxed{}."
+        f"The following is an open-ended problem from {subject} of the "
+        f"undergraduate-level Physics. {kind}Please calculate the answer according to "
+        "the given requirements and the information provided. Please use LaTeX format to "
+        "represent the variables and formulas used in the solution process and results. "
+        f'Please end your solution with "So the final answer is \\boxed{{{answer}}}'
+        '(unit)." and give the result explicitly, note that the unit of the answers '
+        "should not be included in \\boxed{}."
     )
 
 

@@ -66,5 +66,7 @@ def test_unknown_split_limit_and_path_are_refused_by_name() -> None:
 
 
 def test_unknown_task_is_refused_with_the_names() -> None:
-    with pytest.raises(tasks.TaskError, match=r"'gsm9k' is unknown; allowed: arithmetic"):
+    with pytest.raises(
+        tasks.TaskError, match=r"'gsm9k' is unknown; allowed: arithmetic, "
+    ):
         tasks.load("gsm9k")
