@@ -6,10 +6,12 @@ not wait for sympy.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from clients.evaluation.graders.errors import GraderError
 from clients.evaluation.records import Grader
 
-__all__ = ["NAMES", "GraderError", "grader"]
+__all__ = ["NAMES", "GraderError", "about", "grader"]
 
 NAMES = ("exact", "normalized", "choice", "numeric", "numeric:TOL", "math", "code")
 """What `grader` takes, beside `path/to/file.py:function`."""
@@ -59,3 +61,9 @@ def grader(name: str) -> Grader:
     raise GraderError(
         f"grader: {name!r} is unknown; allowed: {allowed}, or path/to/file.py:function"
     )
+
+
+def about(grader: Grader) -> Mapping[str, str]:
+    """What a report says of a grader: versions that it compares with, its isolation."""
+    facts: Mapping[str, str] = getattr(grader, "facts", {})
+    return facts

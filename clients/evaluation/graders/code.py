@@ -81,6 +81,7 @@ class Code:
                 f"{', '.join(sandbox.LEVELS)}"
             )
         self._level, self.isolation = _probe(wanted)
+        self.facts = {"sandbox of the grader code": self.isolation}
 
     def extract(self, text: str, problem: Problem) -> str | None:
         """The program, as its syntax tree would be written; as it is, if it has none."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import weakref
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ class Mathematics:
                 f"grader: math needs {error.name}, which is not installed; install "
                 "em-inf[eval] (deploy/install cpu eval)"
             ) from error
+        self.facts = {name: version(name) for name in ("math-verify", "sympy")}
         self._cpu_seconds = cpu_seconds
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(processes or min(4, os.cpu_count() or 1)):

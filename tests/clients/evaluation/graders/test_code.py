@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.evaluation.graders import GraderError, grader
+from clients.evaluation.graders import GraderError, about, grader
 from clients.evaluation.graders.code import Code, code_in
 from clients.evaluation.records import Verdict
 from tests.clients.evaluation.graders.problems import problem
@@ -265,6 +265,7 @@ def test_sleeping_program_is_not_graded(code: Code) -> None:
 
 def test_isolation_in_force_is_told(code: Code) -> None:
     assert code.isolation in ("namespaces+seccomp", "namespaces", "seccomp")
+    assert about(code) == {"sandbox of the grader code": code.isolation}
 
 
 def test_without_isolation_nothing_runs_unless_asked_for(

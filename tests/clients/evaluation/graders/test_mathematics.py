@@ -2,7 +2,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from clients.evaluation.graders import GraderError, grader
+from clients.evaluation.graders import GraderError, about, grader
 from clients.evaluation.graders.mathematics import Mathematics
 from clients.evaluation.records import Grader
 from tests.clients.evaluation.graders.problems import problem
@@ -79,6 +79,11 @@ def test_comparison_over_its_time_is_not_graded_and_says_so() -> None:
     verdict = math.grade(r"\boxed{(x+1)^2}", problem("x^2+2x+1"))
     assert verdict.grade == "not_graded"
     assert "limit was reached" in verdict.reason
+
+
+def test_versions_are_told(math: Grader) -> None:
+    assert set(about(math)) == {"math-verify", "sympy"}
+    assert about(grader("exact")) == {}
 
 
 def test_threads_share_the_processes(math: Grader) -> None:
