@@ -18,14 +18,23 @@ import builtins
 import importlib
 import importlib.util
 import json
+import operator
 import os
 import resource
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _WATCHED = ("builtins", "math", "json", "os", "unittest", "unittest.case", "sys")
+_OPERATORS: dict[str, Callable[[Any, Any], object]] = {
+    "Eq": operator.eq,
+    "Lt": operator.lt,
+    "LtE": operator.le,
+    "Gt": operator.gt,
+    "GtE": operator.ge,
+    "In": lambda left, right: left in right,
+}
 _UNWATCHED = {"_", "last_type", "last_value", "last_traceback", "last_exc"}
 
 
@@ -44,6 +53,8 @@ def main() -> None:
     watched = {name: sys.modules[name] for name in (*_WATCHED, *job["imports"])
                if name in sys.modules}  # fmt: skip
     watched["harness"] = sys.modules["__main__"]
+    if "unittest.case" in sys.modules:
+        sys.modules["unittest.case"].TestCase._baseAssertEqual = _assert_equal
     before = _contents(watched)
     solution = types.ModuleType("solution")
     sys.modules["__main__"] = sys.modules["solution"] = solution
@@ -162,7 +173,7 @@ def _execute(
         for key, value in namespace.items()
         if not hasattr(builtins, key) or key == entry_point
     }
-    own |= {"__builtins__": builtins, "_em_inf_same": _same}
+    own |= {"__builtins__": builtins, "_em_inf_compared": _compared}
     tree = ast.fix_missing_locations(_Comparisons().visit(ast.parse(source, name)))
     exec(compile(tree, name, "exec"), own)  # noqa: S102
     if entry_point is not None and "check" in own and "check" not in namespace:
@@ -171,37 +182,46 @@ def _execute(
 
 
 class _Comparisons(ast.NodeTransformer):
-    """Writes `a == b` in tests as a call of `_same`, which believes no stranger's ==."""
+    """Writes `a == b` in tests as a call of `_compared`; so too <, <=, >, >= and `in`."""
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
-        """One comparison by == alone; chains stay."""
+        """One comparison; chains stay."""
         self.generic_visit(node)
-        if len(node.ops) == 1 and isinstance(node.ops[0], ast.Eq):
-            name = ast.Name("_em_inf_same", ast.Load())
-            return ast.Call(name, [node.left, node.comparators[0]], [])
+        kind = type(node.ops[0]).__name__
+        if len(node.ops) == 1 and kind in _OPERATORS:
+            name = ast.Name("_em_inf_compared", ast.Load())
+            parts = [ast.Constant(kind), node.left, node.comparators[0]]
+            return ast.Call(name, parts, [])
         return node
 
 
-def _same(left: object, right: object) -> object:
-    """`left == right`, or False where a class of the code would be its own judge."""
-    left_own, right_own = _own_equality(left), _own_equality(right)
-    if left_own != right_own:
+def _compared(kind: str, left: object, right: object) -> object:
+    """The comparison, or False where a class of the code would be its own judge."""
+    if _judges_itself(left) != _judges_itself(right):
         return False
-    return left == right
+    return _OPERATORS[kind](left, right)
 
 
-def _own_equality(value: object, depth: int = 0) -> bool:
+def _judges_itself(value: object, depth: int = 0) -> bool:
     """Whether a class made by the code compares here, in containers too."""
     if type(value) in (list, tuple, set, frozenset, dict) and depth < 4:
         items: Any = value.values() if isinstance(value, dict) else value
-        return any(_own_equality(item, depth + 1) for item in list(items)[:1000])
+        return any(_judges_itself(item, depth + 1) for item in list(items)[:1000])
     for base in type.__getattribute__(type(value), "__mro__"):
-        comparison = type.__getattribute__(base, "__dict__").get("__eq__")
-        if isinstance(comparison, types.FunctionType):
-            module = sys.modules.get(comparison.__module__)
-            if module is None or getattr(module, "__spec__", None) is None:
-                return True
+        contents = type.__getattribute__(base, "__dict__")
+        for name in ("__eq__", "__lt__", "__le__", "__gt__", "__ge__"):
+            comparison = contents.get(name)
+            if isinstance(comparison, types.FunctionType):
+                module = sys.modules.get(comparison.__module__)
+                if module is None or getattr(module, "__spec__", None) is None:
+                    return True
     return False
+
+
+def _assert_equal(case: Any, first: object, second: object, msg: object = None) -> None:
+    """What `TestCase.assertEqual` does with two values of different types."""
+    if not _compared("Eq", first, second):
+        raise case.failureException(msg or f"{first!r} != {second!r}")
 
 
 def _run_test_cases(namespace: Mapping[str, Any]) -> None:

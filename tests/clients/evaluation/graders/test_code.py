@@ -94,6 +94,11 @@ CHEATS = {
         "class Yes(int):\n    def __eq__(self, other):\n        return True\n"
         "def add(a, b):\n    return Yes()"
     ),
+    "always equal, in a list": (
+        "class Yes:\n    def __eq__(self, other):\n        return True\n"
+        "class No(list):\n    def __eq__(self, other):\n        return True\n"
+        "def add(a, b):\n    return No([Yes()])"
+    ),
     "changes AssertionError": (
         "import builtins\nbuiltins.AssertionError = None\ndef add(a, b):\n    return 7"
     ),
@@ -120,6 +125,46 @@ CHEATS = {
 @pytest.mark.parametrize("program", CHEATS.values(), ids=CHEATS)
 def test_program_that_cheats_is_wrong(code: Code, program: str) -> None:
     assert grade(code, program).grade == "wrong"
+
+
+ALWAYS = (
+    "class Yes:\n"
+    "    __eq__ = __lt__ = __le__ = __gt__ = __ge__ = lambda self, other: True\n"
+    "    __sub__ = __rsub__ = lambda self, other: self\n"
+    "    __abs__ = lambda self: self\n"
+    "    __hash__ = None\n"
+    "def add(a, b):\n    return Yes()"
+)
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "assert abs(add(1, 2) - 3) < 1e-9",
+        "assert add(1, 2) in [3]",
+        "assert add(1, 2) >= 3",
+        "assert [add(1, 2)] == [3]",
+        "import unittest\nclass T(unittest.TestCase):\n"
+        "    def test_it(self):\n        self.assertEqual(add(1, 2), 3)",
+    ],
+)
+def test_object_that_says_yes_to_every_comparison_is_wrong(tests: str) -> None:
+    assert grade(Code(), ALWAYS, tests).grade == "wrong"
+
+
+def test_class_of_the_program_may_be_compared_with_itself(code: Code) -> None:
+    program = (
+        "from dataclasses import dataclass\n"
+        "@dataclass(order=True)\nclass Point:\n    x: int\n"
+        "def add(a, b):\n    return Point(a + b)"
+    )
+    tests = "assert add(1, 2) == Point(3)\nassert [add(1, 2)] < [Point(4)]"
+    assert grade(code, program, tests).grade == "right"
+
+
+def test_fractions_may_be_compared_with_numbers(code: Code) -> None:
+    program = "from fractions import Fraction\ndef add(a, b):\n    return Fraction(a + b)"
+    assert grade(code, program, "assert add(1, 2) == 3.0").grade == "right"
 
 
 def test_replaced_builtin_that_the_tests_use_is_found(code: Code) -> None:
