@@ -64,7 +64,9 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: is not JSON: {error.msg}, column {error.colno}") from None
+        raise DataError(
+            f"{where}: is not JSON: {error.msg}, column {error.colno}"
+        ) from None
     except RecursionError:
         raise DataError(f"{where}: is nested too deeply") from None
     except ValueError as error:
@@ -140,13 +142,13 @@ def _messages(value: Mapping[str, Any], wrong: Any) -> tuple[dict[str, str], ...
         if extra := set(message) - {"role", "content"}:
             raise wrong(f"{where}.{min(extra)}", "is unknown; there are role and content")
     if listed[-1]["role"] != "user":
-        raise wrong(f"messages[{len(listed) - 1}].role", "the last message must be user's")
+        raise wrong(
+            f"messages[{len(listed) - 1}].role", "the last message must be user's"
+        )
     return tuple(listed)
 
 
-def _check_answer(
-    answer: Any, more: Mapping[str, Any], grader: str, wrong: Any
-) -> None:
+def _check_answer(answer: Any, more: Mapping[str, Any], grader: str, wrong: Any) -> None:
     """Refuse what the grader could not compare with."""
     if grader == "code" or grader.endswith(".py"):
         return  # Any form of its own.
@@ -177,6 +179,8 @@ def _kind(value: Any) -> str:
         return f"the number {value!r:.20}"
     if isinstance(value, str):
         return f"the text {value[:40]!r}"
-    return f"an object of {len(value)}" if isinstance(value, dict) else (
-        f"a list of {len(value)}"
+    return (
+        f"an object of {len(value)}"
+        if isinstance(value, dict)
+        else (f"a list of {len(value)}")
     )

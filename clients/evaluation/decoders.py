@@ -7,7 +7,7 @@ A text is `kind` or `kind(argument, name=value, ...)`, where `of=` takes another
     self_consistency(n=4, of=em_inf(n_grad_steps=15))
 
 One's own is `path/to/file.py:function(...)`: a function that returns a
-`clients.evaluation.decoding.Decoder`. To add a kind here, write a function under `@_entry`.
+`clients.evaluation.decoding.Decoder`. A kind is added by a function under `@_entry`.
 """
 
 from __future__ import annotations
@@ -198,14 +198,14 @@ def _own_entry(path: Path, name: str) -> Entry:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - whatever the user's file raises.
+    except Exception as error:
         raise DecoderError(
             f"decoder {path}:{name}: {path} cannot be loaded: {error!r}"
         ) from error
     entry = getattr(module, name, None)
     if not callable(entry):
         raise DecoderError(f"decoder {path}:{name}: {path} has no function {name}")
-    return entry  # type: ignore[no-any-return]
+    return entry
 
 
 def sampling(**fields: Any) -> dict[str, Any]:
@@ -290,7 +290,7 @@ def self_consistency(n: int = 4, of: Decoder | None = None) -> Decoder:
 
 @_entry
 def refinement(n: int = 3, of: Decoder | None = None) -> Decoder:
-    """n rounds, each of which revises the one before; of temperature(1.0) if not given."""
+    """n rounds, each of which revises the one before; of temperature(1.0) by default."""
     inner = temperature(1.0) if of is None else of
     note = f"the last of {n} rounds, each of which sees the question and the round before"
     return Refinement(of=inner, n=_count(n), notes=(note,))

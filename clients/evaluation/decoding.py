@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from clients.evaluation.errors import DecoderError
 from clients.evaluation.records import Call, DecoderRecord
 
+_T = TypeVar("_T")
 Messages = Sequence[Mapping[str, str]]
 REFINE = (
-    "Look at your answer again and check every step of it. If you find a mistake, correct "
-    "it; if there is none, keep the answer. Then write the whole solution once more, and "
-    "give the final answer in the same form as before."
+    "Look at your answer again and check every step of it. If you find a mistake, "
+    "correct it; if there is none, keep the answer. Then write the whole solution once "
+    "more, and give the final answer in the same form as before."
 )
 """What a round of refinement says after the answer of the round before."""
 
@@ -73,8 +74,8 @@ class Match:
             f"temperature {self.temperature:.4f} gives a mean entropy of "
             f"{self.achieved:.4f} nats (sure to {self.bound:.2g}), wanted were "
             f"{self.wanted:.4f}; the standard error of the difference is "
-            f"{self.error:.2g}; found in {self.rounds} rounds on {self.problems} problems "
-            f"({self.tokens} tokens in the last), whose requests are in no answer's costs"
+            f"{self.error:.2g}; found in {self.rounds} rounds on {self.problems} "
+            f"problems ({self.tokens} tokens), whose requests are in no answer's costs"
         )
 
 
@@ -83,6 +84,19 @@ Matching = Callable[["Matched"], Awaitable[Match]]
 
 class UnmatchedError(RuntimeError):
     """No temperature has the wanted entropy; the text says why."""
+
+
+async def together(work: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """Results in order. The first that fails cancels the others, and is raised itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in work]
+    except BaseExceptionGroup as failed:
+        first: BaseException = failed
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
+    return [task.result() for task in tasks]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,8 +228,8 @@ class SelfConsistency(_Of):
     async def answer(self, asking: Asking, messages: Messages, part: int = 0) -> str:
         """Ask n times at once, and count."""
         step = self.of.calls
-        texts = await asyncio.gather(
-            *(self.of.answer(asking, messages, part + i * step) for i in range(self.n))
+        texts = await together(
+            [self.of.answer(asking, messages, part + i * step) for i in range(self.n)]
         )
         return majority(texts, [asking.extract(text) for text in texts])
 
@@ -259,10 +273,10 @@ class Refinement(_Of):
 class Matched(Decoder):
     """Plain sampling with the mean entropy that a decoder with EM-INF leaves.
 
-    The temperature tau is the one at which softmax(z / tau), averaged over the tokens that
-    it samples itself, has the mean entropy that EM-INF leaves on its own tokens. Both are
-    taken before the sampling temperature T of the EM-INF decoder, which then multiplies:
-    it samples at tau * T, and with the other sampling parameters of that decoder.
+    The temperature tau is the one at which softmax(z / tau), averaged over the tokens
+    that it samples itself, has the mean entropy that EM-INF leaves on its own tokens.
+    Both are taken before the sampling temperature T of the EM-INF decoder, which then
+    multiplies: it samples at tau * T, with that decoder's other sampling parameters.
     """
 
     of: Plain
@@ -283,6 +297,7 @@ class Matched(Decoder):
         Raises:
             DecoderError: always.
         """
+        del asking, messages, part
         raise DecoderError(f"{self.name}: its temperature has not been found yet")
 
     async def resolved(self, matching: Matching) -> Decoder:

@@ -18,6 +18,8 @@ ROUNDS = 10
 TOLERANCE = 0.02
 """Of the wanted entropy, beyond which a temperature does not count as matched."""
 _CLOSE = 0.005
+"""Of the wanted entropy; nearer than this, or than a quarter of the standard error, is
+near enough."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,11 @@ def tempered(logprobs: Sequence[float], entropy: float, tau: float) -> Tempered:
 
     With a = 1 / tau, each known token weighs w = p^a. The tail beyond them is known by
     its mass r = 1 - sum p and, since the entropy at tau = 1 is known exactly, by its mean
-    surprisal s. As no token of it is likelier than the last known one, of surprisal c, its
-    weight W = sum p^a is at least r e^(-(a-1)s) (Jensen) and at most r e^(-(a-1)c), and
-    its share of -sum w ln w at most a s r e^(-(a-1)c). H = ln Z + A / Z, where Z sums the
-    weights and A their -w ln w, is least without a tail, and at most the larger of its
-    values at the two ends of W with the largest A.
+    surprisal s. As no token of it is likelier than the last known one, of surprisal c,
+    its weight W = sum p^a is at least r e^(-(a-1)s) (Jensen) and at most r e^(-(a-1)c),
+    and its share of -sum w ln w at most a s r e^(-(a-1)c). H = ln Z + A / Z, where Z sums
+    the weights and A their -w ln w, is least without a tail, and at most the larger of
+    its values at the two ends of W with the largest A.
 
     Args:
         logprobs: of the likeliest tokens, at tau = 1, nats.
@@ -121,7 +123,7 @@ async def match(
         found = _compared(tau, target, wanted, per_problem, rounds)
         if best is None or _gap(found) < _gap(best):
             best = found
-        if _gap(best) <= _CLOSE * target:
+        if _gap(best) <= max(_CLOSE * target, best.error / 4):
             break
         if found.achieved < target:
             low = tau, found.achieved
