@@ -213,6 +213,44 @@ ALLOWED: dict[str, set[str]] = {
         "clients.evaluation.sentences",
         "clients.evaluation.summary",
     },
+    "clients/evaluation/graders/__init__.py": {
+        "clients.evaluation.graders.errors",
+        "clients.evaluation.records",
+    },
+    "clients/evaluation/graders/announced.py": set(),
+    "clients/evaluation/graders/choice.py": {
+        "clients.evaluation.graders.announced",
+        "clients.evaluation.graders.errors",
+        "clients.evaluation.graders.normalized",
+        "clients.evaluation.records",
+    },
+    "clients/evaluation/graders/errors.py": set(),
+    "clients/evaluation/graders/exact.py": {
+        "clients.evaluation.graders.announced",
+        "clients.evaluation.records",
+    },
+    "clients/evaluation/graders/normalized.py": {
+        "clients.evaluation.graders.announced",
+        "clients.evaluation.records",
+    },
+    "clients/evaluation/graders/numeric.py": {
+        "clients.evaluation.graders.announced",
+        "clients.evaluation.graders.errors",
+        "clients.evaluation.records",
+    },
+    "clients/evaluation/graders/own.py": {
+        "clients.evaluation.graders.errors",
+        "clients.evaluation.records",
+    },
+    "clients/evaluation/tasks/__init__.py": {
+        "clients.evaluation.tasks",
+        "clients.evaluation.tasks.task",
+    },
+    "clients/evaluation/tasks/arithmetic.py": {
+        "clients.evaluation.records",
+        "clients.evaluation.tasks.task",
+    },
+    "clients/evaluation/tasks/task.py": {"clients.evaluation.records"},
     "clients/em_inf.py": {"logits_processors.settings"},
     "clients/errors.py": {"openai", "logits_processors.settings"},
     "clients/report.py": {"pydantic", "clients.errors"},
@@ -299,6 +337,10 @@ ALLOWED: dict[str, set[str]] = {
         "server.demo_model.problems",
     },
     "server/demo_model/evaluate.py": {"openai", "server.demo_model.problems"},
+    "server/demo_model/export.py": {
+        "server.demo_model.evaluate",
+        "server.demo_model.problems",
+    },
     "loadtests/__init__.py": set(),
     "loadtests/environment.py": set(),
     "loadtests/ratios.py": {"numpy"},
