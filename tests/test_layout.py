@@ -166,6 +166,7 @@ ALLOWED: dict[str, set[str]] = {
         "clients.evaluation.plan",
         "clients.evaluation.records",
         "clients.evaluation.results",
+    },
     "clients/evaluation/power.py": {"numpy", "scipy"},
     "clients/evaluation/statistics.py": {
         "numpy",

@@ -1,4 +1,4 @@
-"""`em-inf eval`: which way of decoding answers best, on one's own data, with intervals."""
+"""`em-inf eval`: which way of decoding answers best on one's own data, with intervals."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--decoder",
         action="append",
         metavar="DECODER",
-        help="one of the decoders to compare; may be given several times; default: default",
+        help="one to compare; may be given several times; default: default",
     )
     parser.add_argument(
         "--baseline",
@@ -210,8 +210,8 @@ def _evaluated(args: argparse.Namespace) -> tuple[Run, Path]:
 
 def _go_on(plan: Plan, progress: RunProgress) -> str:
     return (
-        f"{progress.done} of {progress.total or '?'} answers are kept in {plan.folder}; to "
-        f"go on from there, run the same command again: {plan.command}"
+        f"{progress.done} of {progress.total or '?'} answers are kept in {plan.folder}; "
+        f"to go on from there, run the same command again: {plan.command}"
     )
 
 
