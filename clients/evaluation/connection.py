@@ -90,14 +90,15 @@ class Connection:
         )
 
     async def look(self) -> Served:
-        """Ask the server what it is.
+        """Ask the server what it is, once: at the start, waiting helps nobody.
 
         Raises:
             openai.APIError: it does not answer.
             PlanError: it has no model.
         """
+        once = self.client.with_options(max_retries=0)
         try:
-            listed: Any = await self.client.get("/models", cast_to=object)
+            listed: Any = await once.get("/models", cast_to=object)
             models = listed["data"]
             own = [m for m in models if self._plan.model in ("", m["id"])]
             model = self._plan.model or str(models[0]["id"])
@@ -108,7 +109,7 @@ class Connection:
                 "server?"
             ) from None
         try:
-            about: Any = await self.client.get("/em_inf", cast_to=object)
+            about: Any = await once.get("/em_inf", cast_to=object)
         except (openai.NotFoundError, openai.PermissionDeniedError):
             about = {}
         if not isinstance(about, Mapping) or "vllm_version" not in about:

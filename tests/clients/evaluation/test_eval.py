@@ -42,7 +42,7 @@ def everything(
     folder = tmp_path_factory.mktemp("eval")
     said = subprocess.run(
         [
-            *COMMAND, "eval", "arithmetic", "--limit", "6", "--calibration", "6",
+            *COMMAND, "eval", "arithmetic", "--limit", "4", "--calibration", "4",
             "--output", str(folder), "--url", server.url, "--json",
         ],
         capture_output=True, text=True, env=environ(), timeout=600,
@@ -113,18 +113,18 @@ def test_killed_run_goes_on_with_the_same_answers_and_asks_nothing_twice(
     server: Server, tmp_path: Path
 ) -> None:
     asked = [
-        *COMMAND, "eval", "arithmetic", "--limit", "24", "--concurrency", "4",
+        *COMMAND, "eval", "arithmetic", "--limit", "12", "--concurrency", "4",
         "--decoder", "temperature(1.0)", "--decoder", "self_consistency(n=2)",
         "--url", server.url,
     ]  # fmt: skip
-    probes, wanted = 2, 24 * (1 + 2)
+    probes, wanted = 2, 12 * (1 + 2)
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     process = subprocess.Popen(
         [*asked, "--output", str(killed)], stderr=subprocess.DEVNULL, env=environ()
     )
     try:
         until = time.monotonic() + SECONDS
-        while not (killed / JOURNAL).exists() or len(calls(killed)) < 10:
+        while not (killed / JOURNAL).exists() or len(calls(killed)) < 5:
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < until
             time.sleep(0.02)
@@ -132,7 +132,7 @@ def test_killed_run_goes_on_with_the_same_answers_and_asks_nothing_twice(
         process.send_signal(signal.SIGKILL)
         process.wait()
     kept = calls(killed)
-    assert 10 <= len(kept) < wanted
+    assert 5 <= len(kept) < wanted
     idle(server)
     before = finished(server)
     for folder in (killed, undisturbed):
@@ -229,6 +229,6 @@ def test_stock_server_compares_plain_decoders(
     code, _, err = run(*asked, url=stock.url)
     assert code == 4
     assert "--decoder plain" in err
-    code, out, err = run(*asked, "--decoder", "min_p(0.1)", url=stock.url)
+    code, _, err = run(*asked, "--decoder", "min_p(0.1)", url=stock.url)
     assert code == 0, err
     assert {call.entropy_before for call in calls(tmp_path).values()} == {None}
