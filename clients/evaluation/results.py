@@ -139,7 +139,8 @@ def _shown(
         notes.append(reason)
     else:
         own = resolved.record()
-        request, notes = own.request, list(own.notes)
+        request = own.request
+        notes += [note for note in own.notes if note not in notes]
     refused = [text for key, text in journal.refusals.items() if key[0] == record.name]
     if refused:
         notes.append(
