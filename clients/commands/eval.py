@@ -33,7 +33,7 @@ _EXAMPLES = """examples:
   em-inf eval questions.jsonl --grader numeric --decoder greedy \\
       --decoder "em_inf(n_grad_steps=15, temperature=0.7)" --decoder "temperature(0.7)"
   em-inf eval questions.jsonl --decoder default --decoder mine.py:my_decoder --samples 4
-  em-inf eval --replicate ROW
+  em-inf eval math-500 --replicate qwen2.5-7b/em_inf --model Qwen/Qwen2.5-7B-Instruct
   em-inf eval --report em-inf-eval/questions-1a2b3c4d
 
 DATA is a JSONL file or the name of a known task ({tasks}).
@@ -92,7 +92,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replicate",
         metavar="ROW",
-        help="a row of the paper's tables, with its settings",
+        help="a row of the paper's tables on DATA, beside its base and greedy rows",
     )
     parser.add_argument(
         "--report",
@@ -222,6 +222,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 
     if not args.data:
         raise Failure(USAGE, "DATA is missing: a JSONL file, or the name of a known task")
+    replicated, paper = _replicated(args) if args.replicate else ((), {})
     sampling: dict[str, Any] = {"max_tokens": 512}
     if args.data in tasks.names():
         task = tasks.load(args.data, args.path, args.split, args.limit)
@@ -235,7 +236,8 @@ def _plan(args: argparse.Namespace) -> Plan:
         problems = data.read(Path(args.data), grader)[: args.limit]
     if args.max_tokens:
         sampling["max_tokens"] = args.max_tokens
-    decoders = several(args.decoder or ["default"])
+    chosen = args.decoder or ([] if replicated else ["default"])
+    decoders = replicated + several(chosen)
     plan = Plan(
         task=name,
         problems=problems,
@@ -255,13 +257,35 @@ def _plan(args: argparse.Namespace) -> Plan:
         retries=args.retries,
         calibration=args.calibration,
         max_logprobs=args.max_logprobs,
+        paper=paper,
     )
     return plan if args.output else replace(plan, folder=plan.default_folder)
 
 
+def _replicated(
+    args: argparse.Namespace,
+) -> tuple[tuple[Decoder, ...], dict[str, tuple[float, str]]]:
+    """A row of the paper's, beside its base and greedy rows, and the paper's numbers."""
+    from clients.evaluation.decoders import parse
+    from clients.evaluation.replication import (  # type: ignore[import-not-found, unused-ignore]
+        row,
+    )
+
+    asked = row(args.replicate)
+    model = asked.name.partition("/")[0]
+    decoders: dict[str, Decoder] = {}
+    paper: dict[str, tuple[float, str]] = {}
+    for each in (row(f"{model}/greedy"), row(f"{model}/base"), asked):
+        decoder = parse(each.decoder(args.data))
+        notes = (f"the paper's model is {each.model}", *each.caveats[args.data])
+        decoders[decoder.name] = replace(decoder, notes=(*decoder.notes, *notes))
+        paper[decoder.name] = each.paper[args.data]
+    return tuple(decoders.values()), paper
+
+
 def _usual_baseline(decoders: tuple[Decoder, ...]) -> str:
-    names = [decoder.name for decoder in decoders]
-    return "greedy" if "greedy" in names else names[0]
+    greedy = [decoder.name for decoder in decoders if decoder.kind == "greedy"]
+    return greedy[0] if greedy else decoders[0].name
 
 
 def command_line(args: argparse.Namespace) -> str:

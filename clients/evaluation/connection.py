@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ _OPENAI_FIELDS = (
     "temperature", "top_p", "presence_penalty", "frequency_penalty", "max_tokens", "stop",
 )  # fmt: skip
 _REFUSALS = (400, 413, 422)
+_IDLE_SECONDS = 2.0
+"""Idle connections are given up before uvicorn does it, after 5 s, at a bad moment."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,14 @@ class Connection:
         self._progress = progress
         self._told = False
         self.served = Served(plan.model, {}, False)
+        limits = copy(openai.DEFAULT_CONNECTION_LIMITS)
+        limits.keepalive_expiry = _IDLE_SECONDS
         self.client = openai.AsyncOpenAI(
             base_url=f"{plan.url}/v1",
             api_key=plan.api_key,
             timeout=plan.timeout,
             max_retries=plan.retries,
+            http_client=openai.DefaultAsyncHttpxClient(limits=limits),
         )
 
     async def look(self) -> Served:
@@ -154,7 +160,8 @@ class Connection:
         if raw.retries_taken and not self._told:
             self._told = True
             self._progress.say(
-                "the server was busy or away for a while; requests were tried again"
+                "a request was refused or broken off, and sent again; the report counts"
+                " how often that happened"
             )
         return _reply(answer, raw.elapsed.total_seconds(), raw.retries_taken + 1)
 
