@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -306,12 +307,12 @@ def command_line(args: argparse.Namespace) -> str:
 def _show(args: argparse.Namespace, done: Run, written: list[Path]) -> None:
     from clients.evaluation.summary import summarize
 
-    summary = summarize(done)
     if args.json:
-        print_json(
-            {"written": [str(path) for path in written], "summary": asdict(summary)}
-        )
+        (report,) = [path for path in written if path.suffix == ".json"]
+        summary = json.loads(report.read_text())["summary"]
+        print_json({"written": [str(path) for path in written], "summary": summary})
         return
+    summary = summarize(done)
     headings = [
         ("decoder", False), ("right", True), ("95 % interval", True),
         ("less baseline", True), ("p (Holm)", True), ("no answer", True),

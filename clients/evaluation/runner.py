@@ -30,8 +30,10 @@ from clients.evaluation.results import assembled, load, replayed
 __all__ = ["evaluate", "load"]
 
 BLOCK = 4
-"""Answers of a block for each request in flight. The fewer, the larger the share of time
-in which a block waits for its last answers."""
+"""Answers of a block for each request in flight, at most. The fewer, the larger the share
+of time in which a block waits for its last answers; it is never less than one."""
+BLOCKS = 8
+"""Turns that a decoder should get at least, where there are problems enough."""
 _LIBRARIES = (
     "em-inf", "openai", "math-verify", "sympy", "numpy", "scipy", "statsmodels",
 )  # fmt: skip
@@ -102,7 +104,8 @@ async def _run(plan: Plan, session: Session, progress: Progress) -> None:
         missing[decoder.name] = wanted - await _there(plan, session, resolved)
     left = sum(map(len, missing.values()))
     progress.begin(len(decoders) * len(wanted), len(decoders) * len(wanted) - left)
-    size = max(1, BLOCK * plan.concurrency // plan.samples)
+    answers = min(BLOCK * plan.concurrency, len(wanted) // BLOCKS)
+    size = max(1, max(plan.concurrency, answers) // plan.samples)
     starts = range(0, len(plan.problems), size)
     for turn, start in enumerate(starts):
         block = plan.problems[start : start + size]

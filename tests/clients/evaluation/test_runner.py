@@ -13,6 +13,7 @@ from clients.evaluation.errors import (
     DecoderError,
     JournalError,
     NoEMInfError,
+    PlanError,
     StoppedError,
 )
 from clients.evaluation.journal import Journal
@@ -64,6 +65,32 @@ def test_every_answer_is_asked_once_with_seeds_that_decoders_share(
     for answer in right:
         assert answer.calls[0].seed % 7 == int(answer.problem[1:]) % 7
     assert {record.seconds > 0 for record in run.decoders} == {True}
+
+
+def test_decoders_take_turns_in_blocks_of_problems(
+    fake: Misbehaving, tmp_path: Path
+) -> None:
+    evaluate(plan(fake, tmp_path))
+    turns = [body["temperature"] for body in fake.asked]
+    assert turns == [0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1]
+    told = [body["messages"][0]["content"] for body in fake.asked]
+    assert set(told[:4]) == {"0?", "1?"}
+
+
+def test_temperature_that_cannot_be_matched_is_left_out_and_noted(
+    fake: Misbehaving, tmp_path: Path
+) -> None:
+    fake.em_inf = True  # But its answers have no report.
+    matched = "matched(of=em_inf(n_grad_steps=3))"
+    run = evaluate(plan(fake, tmp_path, "greedy", matched))
+    assert {answer.decoder for answer in run.answers} == {"greedy"}
+    assert run.decoders[1].notes == (
+        "not matched: the server lost an answer's entropies",
+    )
+    again = evaluate(plan(fake, tmp_path, "greedy", matched))
+    assert again.decoders == run.decoders
+    with pytest.raises(PlanError, match="the baseline: not matched"):
+        evaluate(plan(fake, tmp_path / "other", matched))
 
 
 def test_server_without_em_inf_gets_plain_requests_only(
