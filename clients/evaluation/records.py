@@ -159,6 +159,39 @@ class DecoderRecord:
 
 
 @dataclass(frozen=True)
+class TracedToken:
+    """A token of an answer that was asked for again with its trace.
+
+    Attributes:
+        text: of this token alone; "" for an end token.
+        entropy_before: nats, before the method and temperature; None where it was lost.
+        entropy_after: nats, after the method, before temperature; None likewise.
+    """
+
+    text: str
+    entropy_before: float | None
+    entropy_after: float | None
+
+
+@dataclass(frozen=True)
+class TracedAnswer:
+    """The tokens behind one answer, from a request that repeats its last call.
+
+    Attributes:
+        decoder, problem, sample: whose answer it is.
+        tokens: in order.
+        same_text: whether the repeated request gave the text that was graded. A server
+            whose batches change its arithmetic may answer differently.
+    """
+
+    decoder: str
+    problem: str
+    sample: int
+    tokens: tuple[TracedToken, ...]
+    same_text: bool
+
+
+@dataclass(frozen=True)
 class Run:
     """A whole evaluation, ready to be reported.
 
@@ -198,6 +231,8 @@ class Run:
     decoders: tuple[DecoderRecord, ...]
     problems: tuple[Problem, ...]
     answers: tuple[Answer, ...]
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    traces: tuple[TracedAnswer, ...] = ()
 
 
 def as_json(record: Any) -> dict[str, Any]:
@@ -227,5 +262,35 @@ def decoder_from_json(value: Mapping[str, Any]) -> DecoderRecord:
             **value,
             "paper": None if paper is None else (float(paper[0]), str(paper[1])),
             "notes": tuple(value.get("notes", ())),
+        }
+    )
+
+
+def answer_from_json(value: Mapping[str, Any]) -> Answer:
+    """An answer as a report holds it."""
+    return Answer(
+        **{
+            **value,
+            "verdict": Verdict(**value["verdict"]),
+            "calls": tuple(map(call_from_json, value["calls"])),
+        }
+    )
+
+
+def run_from_json(value: Mapping[str, Any]) -> Run:
+    """A run as a report holds it."""
+    traces = (
+        TracedAnswer(
+            **{**trace, "tokens": tuple(TracedToken(**of) for of in trace["tokens"])}
+        )
+        for trace in value["traces"]
+    )
+    return Run(
+        **{
+            **value,
+            "decoders": tuple(map(decoder_from_json, value["decoders"])),
+            "problems": tuple(map(problem_from_json, value["problems"])),
+            "answers": tuple(map(answer_from_json, value["answers"])),
+            "traces": tuple(traces),
         }
     )

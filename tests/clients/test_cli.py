@@ -60,7 +60,7 @@ def test_client_commands_work_without_vllm_and_torch(server: Server) -> None:
     assert said.returncode == 0, said.stdout + said.stderr
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, "eval"])
 def test_help_shows_examples(run: Run, name: str) -> None:
     code, out, _ = run(name, "--help", url=None)
     assert code == 0
