@@ -131,6 +131,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "clients/evaluation/report/pictures.py": {
         "matplotlib",
+        "clients.commands.terminal",
         "clients.evaluation.costs",
         "clients.evaluation.sentences",
         "clients.evaluation.summary",

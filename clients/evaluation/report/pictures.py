@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from clients.commands.terminal import safe
 from clients.evaluation.costs import Costs
 from clients.evaluation.sentences import is_distinguishable, uses_em_inf
 from clients.evaluation.summary import DecoderSummary, Summary
@@ -59,7 +61,7 @@ def forest(summary: Summary, name: str) -> str:
                 color=_colour(line), markersize=7,
                 fillstyle="full" if is_distinguishable(line) else "none",
             )  # fmt: skip
-        axes.set_yticks(range(len(lines)), [line.record.name for line in lines])
+        axes.set_yticks(range(len(lines)), [safe(line.record.name) for line in lines])
         axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(f"Difference from {summary.baseline}, percentage points")
@@ -163,7 +165,10 @@ def _marker(line: DecoderSummary) -> str:
 def _inline(figure: Figure, name: str) -> str:
     """The figure as an element of a page, hidden from screen readers."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    with warnings.catch_warnings():
+        # Text stays text, and the reader's browser has fonts for it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
