@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.metadata import version
 from typing import NoReturn
 
@@ -28,6 +29,7 @@ _SUMMARIES = {
     "compare": "one prompt and seed under several settings, side by side",
     "trace": "one answer token by token: entropies before and after, and a plot",
     "doctor": "check a server, and say what to do about what is wrong",
+    "eval": "which way of decoding answers best, on one's own data, with intervals",
 }
 
 
@@ -67,9 +69,9 @@ def _run(argv: Sequence[str]) -> int:
         parser.parse_args(argv)  # Help, version, or an error; all three exit.
         parser.print_help()
         return 0
-    from clients.commands import chat, compare, doctor, failures, trace
+    from clients.commands import failures
 
-    command = {"chat": chat, "compare": compare, "trace": trace, "doctor": doctor}[name]
+    command = import_module(f"clients.commands.{name}")
     own = subparsers[name]
     command.add_options(own)
     run: Callable[[argparse.Namespace], int] = command.run
