@@ -94,6 +94,14 @@ ALLOWED: dict[str, set[str]] = {
         "clients.commands.terminal",
     },
     "clients/commands/progress.py": {"rich", "clients.commands.terminal"},
+    "clients/commands/tune.py": {
+        "openai",
+        "clients.commands.failures",
+        "clients.commands.options",
+        "clients.commands.progress",
+        "clients.commands.terminal",
+    },
+    "clients/evaluation/tuning.py": {"optuna", "clients.evaluation.records"},
     "clients/evaluation/__init__.py": set(),
     "clients/evaluation/asking.py": {
         "clients.evaluation.connection",
