@@ -101,6 +101,18 @@ ALLOWED: dict[str, set[str]] = {
         "clients.commands.progress",
         "clients.commands.terminal",
     },
+    "clients/evaluation/traces.py": {
+        "openai",
+        "clients.errors",
+        "clients.evaluation.connection",
+        "clients.evaluation.decoders",
+        "clients.evaluation.decoding",
+        "clients.evaluation.errors",
+        "clients.evaluation.plan",
+        "clients.evaluation.records",
+        "clients.evaluation.report.examples",
+        "clients.tokens",
+    },
     "clients/evaluation/tuning.py": {"optuna", "clients.evaluation.records"},
     "clients/evaluation/__init__.py": set(),
     "clients/evaluation/asking.py": {
@@ -128,6 +140,7 @@ ALLOWED: dict[str, set[str]] = {
         "clients.evaluation.errors",
         "clients.evaluation.plan",
         "clients.report",
+        "clients.tokens",
     },
     "clients/evaluation/data.py": {
         "clients.evaluation.errors",

@@ -193,6 +193,7 @@ def _tuned(
 ) -> tuple[tuple[Tried, ...], Run]:
     from clients.evaluation.errors import PlanError, StoppedError
     from clients.evaluation.runner import evaluate
+    from clients.evaluation.traces import with_traces
     from clients.evaluation.tuning import search, winner
 
     progress = RunProgress(console(args, sys.stderr))
@@ -217,7 +218,8 @@ def _tuned(
         )
         best = winner(tried, space).decoder
         with progress:
-            done = evaluate(_report_plan(args, data, folder, best, space), progress)
+            plan = _report_plan(args, data, folder, best, space)
+            done = with_traces(plan, evaluate(plan, progress))
     except StoppedError as error:
         gone = isinstance(error.cause, openai.APIConnectionError)
         raise Failure(UNREACHABLE if gone else FAILED, f"{error}; {again}") from error

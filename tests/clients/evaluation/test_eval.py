@@ -229,6 +229,6 @@ def test_stock_server_compares_plain_decoders(
     code, _, err = run(*asked, url=stock.url)
     assert code == 4
     assert "--decoder plain" in err
-    code, out, err = run(*asked, "--decoder", "min_p(0.1)", url=stock.url)
+    code, _, err = run(*asked, "--decoder", "min_p(0.1)", url=stock.url)
     assert code == 0, err
     assert {call.entropy_before for call in calls(tmp_path).values()} == {None}
