@@ -31,10 +31,11 @@ _EXAMPLES = """examples:
 
 DATA is what `em-inf eval` takes. Its questions are split by the seed: on one part Optuna
 searches method, steps, learning rate, threshold, KL weight, target ratio and temperature;
-greedy, off and adaptive temperature are always tried, at the highest temperature. The
-best setting is then asked once, with those three, on the other part, of which no question
-was seen before; only that decides. It ends with a report, and with a preset file that
-`em-inf serve --em-inf-presets` takes. A preset holds no temperature: send it beside.
+greedy, and at the highest temperature off, adaptive temperature and EM-INF with its
+defaults, are always tried. The best setting is then asked once, with those four, on the
+other part, of which no question was seen before; only that decides. It ends with a
+report, and with a preset file that `em-inf serve --em-inf-presets` takes. A preset holds
+no temperature: send it beside.
 
 The same command again goes on where the last one stopped.
 """

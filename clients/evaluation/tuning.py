@@ -82,12 +82,13 @@ class Space:
 
     @property
     def fixed(self) -> tuple[str, ...]:
-        """Always tried, on all questions: off, greedy, and adaptive temperature."""
+        """Always tried, on all questions: greedy, off, and both methods' defaults."""
         high = self.temperature[1]
         return (
             "greedy",
             f"temperature({high:g})",
             f"adaptive_temperature(temperature={high:g})",
+            f"em_inf(temperature={high:g})",
         )
 
     def suggest(self, trial: Trial) -> str:
@@ -222,7 +223,7 @@ def search(
 
 
 def winner(tried: Sequence[Tried], space: Space | None = None) -> Tried:
-    """The best trial that a preset can hold: of the search, or adaptive temperature.
+    """The best trial that a preset can hold: all but greedy and off.
 
     Only whole trials count; of equals, the first.
     """

@@ -29,10 +29,11 @@ def test_search_ends_in_a_verdict_on_other_questions_and_a_preset(
     code, out, err = run(*command)
     assert code == 0, err
     told = json.loads(out)
-    assert [of["decoder"] for of in told["trials"][:3]] == [
+    assert [of["decoder"] for of in told["trials"][:4]] == [
         "greedy", "temperature(1)", "adaptive_temperature(temperature=1)",
+        "em_inf(temperature=1)",
     ]  # fmt: skip
-    assert len(told["trials"]) == 5
+    assert len(told["trials"]) == 6
     assert "not distinguishable from greedy" in told["verdict"] or "by" in told["verdict"]
 
     presets = load_presets((tmp_path / "presets.json").read_text())

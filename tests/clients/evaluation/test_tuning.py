@@ -60,15 +60,15 @@ def found(tmp_path_factory) -> tuple[tuple[Tried, ...], Surface]:
     return search(surface, problems(128), folder=folder, trials=30, seed=5), surface
 
 
-def test_off_greedy_and_adaptive_temperature_are_always_tried_on_everything(
+def test_greedy_off_and_the_defaults_of_both_methods_are_always_tried_on_everything(
     found,
 ) -> None:
-    fixed = found[0][:3]
+    fixed = found[0][:4]
     assert [of.decoder for of in fixed] == [
         "greedy", "temperature(1)", "adaptive_temperature(temperature=1)",
     ]  # fmt: skip
     assert all(of.fixed and not of.pruned and of.questions == 128 for of in fixed)
-    assert not any(of.fixed for of in found[0][3:])
+    assert not any(of.fixed for of in found[0][4:])
 
 
 def test_search_finds_what_the_surface_rewards(found) -> None:
@@ -130,7 +130,7 @@ def test_winner_is_never_what_a_preset_cannot_hold() -> None:
     tried = [
         Tried(place, decoder, True, value, 9, False)
         for place, (decoder, value) in enumerate(
-            zip(space.fixed, (0.9, 0.8, 0.2), strict=True)
+            zip(space.fixed, (0.9, 0.8, 0.2, 0.1), strict=True)
         )
     ]
     assert winner(tried).decoder == space.fixed[2]
