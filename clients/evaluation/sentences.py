@@ -140,7 +140,7 @@ def _of_the_best(lines: Sequence[DecoderSummary], base: str) -> str:
     )
     tokens = next(line.costs.tokens for line in lines if line.record.name == base)
     if best.record.name != base and tokens and best.costs.tokens:
-        text += f", at {best.costs.tokens / tokens:.2g} times the output tokens of {base}"
+        text += f", at {best.costs.tokens / tokens:.2f} times the output tokens of {base}"
     return text + "; the best of many is flattered by chance."
 
 

@@ -25,7 +25,7 @@ EM_INF, OTHER = "#D55E00", "#0072B2"
 """Okabe and Ito's vermilion and blue; the markers' shapes differ too."""
 _LOG_FROM = 5.0
 """Ratio of largest to smallest cost from which the axis is logarithmic."""
-_NAME_WIDTH = 34
+_NAME_WIDTH = 38
 """Characters of a decoder's name on one line."""
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",

@@ -66,6 +66,7 @@ def test_greedy_off_and_the_defaults_of_both_methods_are_always_tried_on_everyth
     fixed = found[0][:4]
     assert [of.decoder for of in fixed] == [
         "greedy", "temperature(1)", "adaptive_temperature(temperature=1)",
+        "em_inf(temperature=1)",
     ]  # fmt: skip
     assert all(of.fixed and not of.pruned and of.questions == 128 for of in fixed)
     assert not any(of.fixed for of in found[0][4:])
