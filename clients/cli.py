@@ -30,6 +30,7 @@ _SUMMARIES = {
     "trace": "one answer token by token: entropies before and after, and a plot",
     "doctor": "check a server, and say what to do about what is wrong",
     "eval": "which way of decoding answers best, on one's own data, with intervals",
+    "tune": "search settings on some questions, and judge the best one on others",
 }
 
 

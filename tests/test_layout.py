@@ -94,6 +94,26 @@ ALLOWED: dict[str, set[str]] = {
         "clients.commands.terminal",
     },
     "clients/commands/progress.py": {"rich", "clients.commands.terminal"},
+    "clients/commands/tune.py": {
+        "openai",
+        "clients.commands.failures",
+        "clients.commands.options",
+        "clients.commands.progress",
+        "clients.commands.terminal",
+    },
+    "clients/evaluation/traces.py": {
+        "openai",
+        "clients.errors",
+        "clients.evaluation.connection",
+        "clients.evaluation.decoders",
+        "clients.evaluation.decoding",
+        "clients.evaluation.errors",
+        "clients.evaluation.plan",
+        "clients.evaluation.records",
+        "clients.evaluation.report.examples",
+        "clients.tokens",
+    },
+    "clients/evaluation/tuning.py": {"optuna", "clients.evaluation.records"},
     "clients/evaluation/__init__.py": set(),
     "clients/evaluation/asking.py": {
         "clients.evaluation.connection",
@@ -120,6 +140,7 @@ ALLOWED: dict[str, set[str]] = {
         "clients.evaluation.errors",
         "clients.evaluation.plan",
         "clients.report",
+        "clients.tokens",
     },
     "clients/evaluation/data.py": {
         "clients.evaluation.errors",
@@ -210,6 +231,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "clients/evaluation/report/pictures.py": {
         "matplotlib",
+        "clients.commands.terminal",
         "clients.evaluation.costs",
         "clients.evaluation.sentences",
         "clients.evaluation.summary",

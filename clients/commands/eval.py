@@ -162,6 +162,7 @@ def run(args: argparse.Namespace) -> int:
         from clients.evaluation import errors, graders, tasks
         from clients.evaluation.report import write
         from clients.evaluation.runner import load
+        from clients.evaluation.traces import with_kept_traces
     except ModuleNotFoundError as error:
         raise Failure(
             USAGE,
@@ -172,6 +173,7 @@ def run(args: argparse.Namespace) -> int:
             if args.data or args.replicate:
                 raise Failure(USAGE, "--report stands alone; it needs no DATA")
             done, folder = load(args.report, args.grader), args.report
+            done = with_kept_traces(done, folder)
         else:
             done, folder = _evaluated(args)
         written = write(done, folder)
@@ -191,6 +193,7 @@ def run(args: argparse.Namespace) -> int:
 def _evaluated(args: argparse.Namespace) -> tuple[Run, Path]:
     from clients.evaluation.errors import StoppedError
     from clients.evaluation.runner import evaluate
+    from clients.evaluation.traces import with_traces
 
     connect(args)  # Checks the address and the key.
     plan = _plan(args)
@@ -198,7 +201,7 @@ def _evaluated(args: argparse.Namespace) -> tuple[Run, Path]:
     progress.say(f"journal and report: {plan.folder}")
     try:
         with progress:
-            return evaluate(plan, progress), plan.folder
+            return with_traces(plan, evaluate(plan, progress)), plan.folder
     except StoppedError as error:
         gone = isinstance(error.cause, openai.APIConnectionError)
         raise Failure(

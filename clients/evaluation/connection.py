@@ -16,6 +16,7 @@ from clients.evaluation.decoding import Messages
 from clients.evaluation.errors import PlanError, StoppedError
 from clients.evaluation.plan import Plan, Progress
 from clients.report import report_of
+from clients.tokens import Token, tokens_of
 
 OFF: Mapping[str, Any] = {"method": "gradient", "n_grad_steps": 0}
 """Changes no logit, and measures entropies; a test of the server's holds that."""
@@ -164,6 +165,28 @@ class Connection:
                 " how often that happened"
             )
         return _reply(answer, raw.elapsed.total_seconds(), raw.retries_taken + 1)
+
+    async def trace(
+        self, messages: Messages, fields: Mapping[str, Any], seed: int
+    ) -> tuple[str, list[Token]]:
+        """The text of one request's answer, and its tokens with their entropies.
+
+        Args:
+            messages: the conversation.
+            fields: as for `ask`.
+            seed: of the request.
+
+        Raises:
+            openai.APIError: the server does not answer.
+            NoReportError: it answers without a trace.
+        """
+        body = self._body(fields, seed, "trace")
+        answer: Any = await self.client.chat.completions.create(
+            messages=list(messages),  # type: ignore[arg-type]
+            logprobs=True,
+            **body,
+        )
+        return answer.choices[0].message.content or "", tokens_of(answer)
 
     def _body(self, fields: Mapping[str, Any], seed: int, report: str) -> dict[str, Any]:
         neutral = {**NEUTRAL, **(VLLM_NEUTRAL if self.served.vllm else {})}

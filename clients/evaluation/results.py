@@ -77,6 +77,7 @@ def assembled(
         decoders=tuple(shown),
         problems=problems,
         answers=tuple(answers),
+        sampling=dict(manifest["identity"]["sampling"]),
     )
 
 

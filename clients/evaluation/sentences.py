@@ -10,7 +10,7 @@ from clients.evaluation.records import DecoderRecord, Run
 from clients.evaluation.statistics import ALPHA, Difference
 
 if TYPE_CHECKING:
-    from clients.evaluation.summary import DecoderSummary
+    from clients.evaluation.summary import Control, DecoderSummary
 
 
 def verdict(line: DecoderSummary, baseline: str) -> str:
@@ -33,11 +33,14 @@ def verdict(line: DecoderSummary, baseline: str) -> str:
     return f"worse by {points(-found.value)} [{points(-high)}, {points(-low)}] points"
 
 
-def headlines(lines: Sequence[DecoderSummary], run: Run) -> Iterator[str]:
+def headlines(
+    lines: Sequence[DecoderSummary], controls: Sequence[Control], run: Run
+) -> Iterator[str]:
     """What to read first.
 
     Args:
         lines: all decoders, judged.
+        controls: beside temperatures of the same entropy.
         run: they are of.
     """
     base = run.baseline
@@ -45,6 +48,7 @@ def headlines(lines: Sequence[DecoderSummary], run: Run) -> Iterator[str]:
     family = [line for line in compared if uses_em_inf(line.record)]
     if family:
         yield _of_em_inf(family, base)
+    yield from map(_of_control, controls)
     told_apart = [line for line in compared if is_distinguishable(line)]
     if compared and not told_apart:
         yield f"No decoder is distinguishable from {base} on this data."
@@ -116,6 +120,16 @@ def _of_em_inf(family: Sequence[DecoderSummary], base: str) -> str:
     return f"{says}: {count} reliably better, the best of them {figures}."
 
 
+def _of_control(control: Control) -> str:
+    found = control.difference
+    what = f"{control.decoder} and plain temperature of the same entropy"
+    figures = f"({gap_text(found)} points, Holm p {p_text(control.holm_p)})"
+    if control.holm_p > ALPHA:
+        return f"{what} are not distinguishable on this data {figures}."
+    way = "the former is better" if found.value > 0 else "the latter is better"
+    return f"{what} are not alike: {way} {figures}."
+
+
 def _of_the_best(lines: Sequence[DecoderSummary], base: str) -> str:
     best = max(lines, key=lambda line: line.accuracy.value if line.accuracy else -1.0)
     assert best.accuracy is not None
@@ -126,7 +140,7 @@ def _of_the_best(lines: Sequence[DecoderSummary], base: str) -> str:
     )
     tokens = next(line.costs.tokens for line in lines if line.record.name == base)
     if best.record.name != base and tokens and best.costs.tokens:
-        text += f", at {best.costs.tokens / tokens:.2g} times the output tokens of {base}"
+        text += f", at {best.costs.tokens / tokens:.2f} times the output tokens of {base}"
     return text + "; the best of many is flattered by chance."
 
 

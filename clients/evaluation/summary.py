@@ -42,17 +42,36 @@ class DecoderSummary:
 
 
 @dataclass(frozen=True)
+class Control:
+    """A decoder beside plain temperature that has the entropy which it leaves.
+
+    Attributes:
+        decoder: its name.
+        matched: name of the plain temperature.
+        difference: of the decoder from the plain temperature.
+        holm_p: corrected over the run's controls.
+    """
+
+    decoder: str
+    matched: str
+    difference: Difference
+    holm_p: float
+
+
+@dataclass(frozen=True)
 class Summary:
     """A run in figures.
 
     Attributes:
         baseline: name of the decoder that the others are compared with.
         decoders: in the run's order.
+        controls: one for each decoder of which the run has the entropy-matched one too.
         headlines: what to read first, each a sentence or two.
     """
 
     baseline: str
     decoders: tuple[DecoderSummary, ...]
+    controls: tuple[Control, ...]
     headlines: tuple[str, ...]
 
     def of(self, name: str) -> DecoderSummary:
@@ -88,7 +107,9 @@ def summarize(run: Run) -> Summary:
     p_of = {line.record.name: p for line, p in zip(compared, corrected, strict=True)}
     lines = [replace(line, holm_p=p_of.get(line.record.name)) for line in lines]
     judged = tuple(replace(line, verdict=verdict(line, run.baseline)) for line in lines)
-    return Summary(run.baseline, judged, tuple(headlines(judged, run)))
+    controls = _controls(run, scores)
+    sentences = tuple(headlines(judged, controls, run))
+    return Summary(run.baseline, judged, controls, sentences)
 
 
 def scores_of(answers: Iterable[Answer]) -> dict[str, list[float]]:
@@ -99,6 +120,21 @@ def scores_of(answers: Iterable[Answer]) -> dict[str, list[float]]:
         right = float(answer.verdict.grade == "right")
         scores.setdefault(answer.problem, []).append(right)
     return scores
+
+
+def _controls(
+    run: Run, scores: Mapping[str, Mapping[str, list[float]]]
+) -> tuple[Control, ...]:
+    """`matched(of=NAME)` is the control of NAME, if both are there."""
+    found = []
+    for record in run.decoders:
+        of = record.name.removeprefix("matched(of=").removesuffix(")")
+        if record.kind == "matched" and of in scores:
+            gap = difference(scores[record.name], scores[of], run.seed)
+            if gap is not None:
+                found.append((of, record.name, gap))
+    corrected = holm([gap.p for _, _, gap in found])
+    return tuple(Control(*of, p) for of, p in zip(found, corrected, strict=True))
 
 
 def _line(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from clients.commands.terminal import safe
 from clients.evaluation.costs import Costs
 from clients.evaluation.sentences import is_distinguishable, uses_em_inf
 from clients.evaluation.summary import DecoderSummary, Summary
@@ -22,6 +25,8 @@ EM_INF, OTHER = "#D55E00", "#0072B2"
 """Okabe and Ito's vermilion and blue; the markers' shapes differ too."""
 _LOG_FROM = 5.0
 """Ratio of largest to smallest cost from which the axis is logarithmic."""
+_NAME_WIDTH = 38
+"""Characters of a decoder's name on one line."""
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10.0,
@@ -46,8 +51,13 @@ def forest(summary: Summary, name: str) -> str:
         name: begins every id in the SVG, so that a page may hold several.
     """
     lines = [line for line in summary.decoders if line.difference]
+    names = [
+        textwrap.fill(safe(line.record.name), _NAME_WIDTH, break_on_hyphens=False)
+        for line in lines
+    ]
+    rows = sum(0.2 + 0.17 * (name.count("\n") + 1) for name in names)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7, 1.1 + 0.36 * len(lines)), layout="constrained")
+        figure = Figure(figsize=(7, 1.1 + rows), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color=INK, linewidth=0.8)
         for place, line in enumerate(lines):
@@ -59,7 +69,7 @@ def forest(summary: Summary, name: str) -> str:
                 color=_colour(line), markersize=7,
                 fillstyle="full" if is_distinguishable(line) else "none",
             )  # fmt: skip
-        axes.set_yticks(range(len(lines)), [line.record.name for line in lines])
+        axes.set_yticks(range(len(lines)), names)
         axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(f"Difference from {summary.baseline}, percentage points")
@@ -163,7 +173,10 @@ def _marker(line: DecoderSummary) -> str:
 def _inline(figure: Figure, name: str) -> str:
     """The figure as an element of a page, hidden from screen readers."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    with warnings.catch_warnings():
+        # Text stays text, and the reader's browser has fonts for it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
