@@ -24,7 +24,7 @@ QUESTION = (
     "Tom has 34 apples. He buys 3 boxes of 12 apples. He gives away 15. "
     "How many apples does Tom have now?"
 )
-START_SECONDS = 300
+START_SECONDS = 600
 CONTEXT = 16_384
 ENDLESS = 16_000
 """Output tokens that take longer than any test needs to stop them, also where it shares

@@ -222,6 +222,33 @@ def test_setting_that_the_server_refuses_has_its_sentence(
     assert not calls(tmp_path)
 
 
+def test_replicated_row_stands_beside_its_base_and_greedy_with_the_papers_numbers(
+    run: Run, tmp_path: Path
+) -> None:
+    copy = tmp_path / "math-500.jsonl"
+    rows = [
+        {
+            "problem": f"What is {i} + 1?", "solution": "", "answer": str(i + 1),
+            "subject": "Algebra", "level": 1, "unique_id": f"test/{i}.json",
+        }
+        for i in range(500)
+    ]  # fmt: skip
+    copy.write_text("\n".join(json.dumps(row) for row in rows))
+    code, _, err = run(
+        "eval", "math-500", "--path", str(copy), "--limit", "2", "--max-tokens", "40",
+        "--replicate", "qwen2.5-7b/em_inf", "--output", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert code == 0, err
+    made = json.loads((tmp_path / "out" / "report.json").read_text())["run"]
+    paper = {decoder["kind"]: decoder["paper"][0] for decoder in made["decoders"]}
+    assert paper == {"greedy": 74.2, "temperature": 74.0, "em_inf": 73.8}
+    (em_inf,) = (d for d in made["decoders"] if d["kind"] == "em_inf")
+    assert em_inf["request"]["em_inf"]["n_grad_steps"] == 3
+    assert em_inf["request"]["temperature"] == 0.1
+    assert em_inf["request"]["repetition_penalty"] == 1.05
+    assert any("Qwen2.5-7B-Instruct" in note for note in em_inf["notes"])
+
+
 def test_stock_server_compares_plain_decoders(
     run: Run, stock: Server, tmp_path: Path
 ) -> None:
