@@ -1,19 +1,15 @@
-"""The tables of a run, the same in terminal, Markdown and HTML."""
+"""The tables of a run, the same in Markdown and HTML."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from clients.evaluation.costs import Costs
 from clients.evaluation.sentences import gap_text, p_text, points
 from clients.evaluation.statistics import Accuracy, Difference
 from clients.evaluation.summary import DecoderSummary, Summary
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -44,20 +40,6 @@ def tables_of(summary: Summary) -> tuple[Table, ...]:
         _paper(summary),
     )
     return tuple(table for table in tables if table.rows)
-
-
-def for_terminal(summary: Summary) -> Iterator[RenderableType]:
-    """Headlines and tables, as rich shows them."""
-    from rich.text import Text
-
-    from clients.commands.terminal import table
-
-    for made in tables_of(summary):
-        yield Text(f"\n{made.title}")
-        yield table(made.columns, made.rows)
-    yield Text("")
-    for sentence in summary.headlines:
-        yield Text(sentence)
 
 
 def _accuracy(summary: Summary) -> Table:
