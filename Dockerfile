@@ -77,7 +77,7 @@ LABEL org.opencontainers.image.title="em-inf" \
       org.opencontainers.image.revision="${REVISION}"
 
 FROM ${GPU_BASE} AS gpu
-USER root
+USER 0
 COPY --from=build /dist /opt/em-inf/dist
 COPY deploy/locks/cuda.txt deploy/container/ /opt/em-inf/container/
 # The base's packages stay as they are; what is missing comes in the lock's versions. A base
