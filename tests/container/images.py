@@ -60,7 +60,6 @@ def build() -> None:
     if index:
         flags += ["--build-arg", f"TORCH_CPU_INDEX={index}"]
     flags += ["--build-arg", f"CPU_BASE={BASE}", "--target", "cpu", "--format", "docker"]
-    flags += ["--layers"]
     buildah("bud", "--isolation", "chroot", *flags, "--tag", IMAGE, ".")
 
 
@@ -82,13 +81,16 @@ class Container:
     @property
     def pid(self) -> int:
         """The process 1, as it is numbered outside."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return int(children.read_text())
+        return int(self._children.read_text())
+
+    @property
+    def _children(self) -> Path:
+        return Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
         """What `docker exec` does."""
         inside = ["nsenter", "-t", str(self.pid), "--mount", "--pid", "--root"]
-        inside += [f"--setuid={UID}", "--setgid=0", "env", "-i"]
+        inside += [f"--setuid={UID}", "--setgid=0", "env", "-i", "--chdir=/cache"]
         pairs = [f"{name}={value}" for name, value in self.environ.items()]
         return subprocess.run(
             [*inside, *pairs, *command], capture_output=True, text=True, timeout=300
@@ -102,7 +104,7 @@ class Container:
         """Return when the health check is content."""
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until and self.process.poll() is None:
-            if self.health().returncode == 0:
+            if self._children.read_text() and self.health().returncode == 0:
                 return
             time.sleep(2)
         raise AssertionError(
