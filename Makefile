@@ -5,9 +5,9 @@ ARGS ?=
 # CUDA where an NVIDIA driver answers, else the CPU.
 BUILD ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 
-SERVER_TESTS = tests/clients tests/e2e tests/playground
+SERVER_TESTS = tests/clients tests/deploy tests/e2e tests/playground
 
-.PHONY: serve test check fix model card screenshot gpu
+.PHONY: serve test check fix model card screenshot gpu container-test
 
 serve: ## start the server on the bundled model: make serve PORT=8123 ARGS="--max-num-seqs 64"
 	@echo "em-inf: using the $(BUILD) build of vLLM"
@@ -47,3 +47,7 @@ gpu: ## on a GPU host: the kernels' tests on the GPU, and what they cost there
 card: ## measure the bundled model on held-out problems, on the server of make serve
 	@deploy/install $(BUILD)
 	@.venv/bin/python -m server.demo_model.evaluate
+
+container-test: ## build the image's CPU target with buildah, and run it; as root, for minutes
+	@deploy/install cpu dev
+	@EM_INF_CONTAINER=yes .venv/bin/python -m pytest tests/container

@@ -201,13 +201,14 @@ class EMInfLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     @_guarded("apply", lambda _, logits, *__: logits)
     def _apply(self, logits: torch.Tensor, ctx: LogitsContext | None) -> torch.Tensor:
-        if ctx is None:
-            return self._apply_v1(logits)
-        if not self._slots.active[ctx.idx_mapping_np].any():
+        if ctx is not None and not self._slots.active[ctx.idx_mapping_np].any():
             return logits
-        if self._speculative:
-            return self._apply_v2_drafts(logits, ctx)
-        return self._apply_v2(logits, ctx)
+        with self._recorder.stopwatch.running(logits.device):
+            if ctx is None:
+                return self._apply_v1(logits)
+            if self._speculative:
+                return self._apply_v2_drafts(logits, ctx)
+            return self._apply_v2(logits, ctx)
 
     def _apply_v1(self, logits: torch.Tensor) -> torch.Tensor:
         slots = self._slots.active[: logits.shape[0]].nonzero()[0]

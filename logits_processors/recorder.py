@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from logits_processors.reference import RowStats
+from logits_processors.stopwatch import Stopwatch
 
 FORGET_AFTER_SECONDS = 900.0
 MAX_KEYS = 65_536
@@ -98,11 +99,13 @@ class Recorder:
     Attributes:
         status: what the processor says of itself; empty while none is loaded.
         errors: kind of error to count, since they were last handed out.
+        stopwatch: the time that the processor took.
     """
 
     def __init__(self) -> None:
         self.status: dict[str, Any] = {}
         self.errors: Counter[str] = Counter()
+        self.stopwatch = Stopwatch()
         self._choices: OrderedDict[str, dict[int, Record]] = OrderedDict()
         self._pending: deque[_Pending] = deque()
 
@@ -211,12 +214,18 @@ class EMInfWorkerExtension:
     """What vLLM's worker learns from us; called over `collective_rpc`."""
 
     def em_inf_pop(self, keys: list[str]) -> dict[str, Any]:
-        """Statistics of finished requests, and the errors since the last call.
+        """Statistics of finished requests; errors, seconds and calls since the last time.
 
         Args:
             keys: as in `extra_args["em_inf"]["key"]`; unknown ones are passed over.
         """
-        return {"records": RECORDER.pop(keys), "errors": RECORDER.pop_errors()}
+        seconds, calls = RECORDER.stopwatch.pop()
+        return {
+            "records": RECORDER.pop(keys),
+            "errors": RECORDER.pop_errors(),
+            "seconds": seconds,
+            "calls": calls,
+        }
 
     def em_inf_status(self) -> dict[str, Any]:
         """Runner, backend, device and the number of open records; empty if not loaded."""

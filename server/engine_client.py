@@ -14,9 +14,10 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any
 
+from starlette.datastructures import State
 from vllm import SamplingParams
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
@@ -28,6 +29,7 @@ from logits_processors.settings import (
     to_extra_args,
 )
 from server import metrics
+from server.drain import Drain
 from server.report import EMPTY_COLUMNS, REPORTS, Call, Columns, Report, num_minimized
 
 logger = logging.getLogger("vllm.em_inf")
@@ -46,10 +48,12 @@ class EMInfEngineClient:
 
     Args:
         inner: vLLM's engine client; every other attribute is passed through to it.
+        state: the application's.
     """
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, state: State) -> None:
         self._inner = inner
+        self._drain = Drain(inner, state)
         self._fetcher = StatisticsFetcher(inner)
 
     def __getattr__(self, name: str) -> Any:
@@ -127,6 +131,24 @@ class EMInfEngineClient:
         finally:
             if not fetched:
                 self._fetcher.forget(call.key)
+
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        """As vLLM's, and refuses everything while the server is stopping."""
+        self._drain.refuse_if_begun()
+        self._inner.check_admission(n, request_id)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """As vLLM's, after what is under way has ended. Blocks.
+
+        Args:
+            timeout: seconds; 0 or None ends requests at once.
+        """
+        self._inner.shutdown(timeout=self._drain.wait(timeout) if timeout else timeout)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the server was told to stop."""
+        return self._drain.began
 
     def keep_errors_current(self) -> None:
         """Bring the workers' errors to the metrics also while nobody asks for reports."""
@@ -219,13 +241,13 @@ class StatisticsFetcher:
 
 
 def _merge(
-    answers: Iterable[Iterable[dict[str, Any]]],
+    answers: Iterable[Sequence[dict[str, Any]]],
 ) -> dict[str, dict[int, Columns]]:
     """One view of what all workers answered.
 
     Ranks of one engine sample the same rows, so the fullest record of a choice stands for
-    all; under batch-sharded sampling each rank has its own requests. Errors are counted
-    for each engine as its worst rank saw them.
+    all; under batch-sharded sampling each rank has its own requests. Errors and times are
+    counted for each engine as its worst rank saw them.
     """
     merged: dict[str, dict[int, Columns]] = {}
     for ranks in answers:
@@ -241,6 +263,8 @@ def _merge(
                         known[index] = columns
         for kind, count in errors.items():
             metrics.PROCESSOR_ERRORS.labels(kind).inc(count)
+        metrics.PROCESSOR_SECONDS.inc(max((a["seconds"] for a in ranks), default=0.0))
+        metrics.PROCESSOR_CALLS.inc(max((a["calls"] for a in ranks), default=0))
     return merged
 
 

@@ -55,6 +55,14 @@ PROCESSOR_ERRORS = Counter(
     "Errors caught inside the logits processor, by kind. Counted per worker.",
     ["kind"],
 )
+PROCESSOR_SECONDS = Counter(
+    "em_inf_processor_seconds_total",
+    "Time workers spent in EM-INF, by each engine's slowest rank; on GPUs the device's.",
+)
+PROCESSOR_CALLS = Counter(
+    "em_inf_processor_calls_total",
+    "Calls of the logits processor, of each engine, while some request had EM-INF on.",
+)
 INFO = Gauge(
     "em_inf_info",
     "Always 1; the labels say what runs.",
@@ -69,6 +77,16 @@ _FIELDS = frozenset(
         "vllm_xargs.em_inf",
     }
 )  # fmt: skip
+PROCESSOR_ERROR_KINDS = (
+    "add_request", "apply", "apply_staged_writes", "record", "row_not_finite",
+    "update_state",
+)  # fmt: skip
+
+# A series that begins at 1 has no increase that Prometheus could see.
+for _kind in PROCESSOR_ERROR_KINDS:
+    PROCESSOR_ERRORS.labels(_kind)
+for _field in (*_FIELDS, "unknown"):
+    REFUSED.labels(_field)
 
 
 def count_refused(field: str) -> None:

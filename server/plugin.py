@@ -86,13 +86,15 @@ class EMInfPlugin:
         """Put our engine client in place, and make sure that the processor is loaded."""
         if engine_client is None:
             return
-        proxy = EMInfEngineClient(engine_client)
+        proxy = EMInfEngineClient(engine_client, state)
         status = await _loaded_status(proxy)
         for name in _HANDLERS:
             handler = getattr(state, name, None)
             if handler is not None:
                 handler.engine_client = proxy
         state.em_inf_engine_client = proxy
+        # vLLM's launcher takes it from here, to shut it down.
+        state.engine_client = proxy
         proxy.keep_errors_current()
         metrics.INFO.labels(
             version("em-inf"),
@@ -193,15 +195,18 @@ async def describe_server(raw_request: Request) -> dict[str, Any]:
     Also which fields each method reads, and what the server's logprobs are.
 
     Asks the workers, so an answer proves that the processor is loaded and the engine
-    answers.
+    answers. While the server is stopping it is a 503.
     """
+    client = raw_request.app.state.em_inf_engine_client
+    if client.is_stopping:
+        raise fastapi.HTTPException(503, "the server is shutting down")
     try:
-        status = await _loaded_status(raw_request.app.state.em_inf_engine_client)
+        status = await _loaded_status(client)
     except Exception as error:
         reason = f"the engine does not answer: {error}"
         raise fastapi.HTTPException(503, reason) from error
     server = server_settings()
-    model = raw_request.app.state.em_inf_engine_client.model_config
+    model = client.model_config
     return {
         "version": version("em-inf"),
         "vllm_version": vllm.__version__,

@@ -385,6 +385,8 @@ def test_worker_hands_out_records_and_errors(shared: Recorder) -> None:
     assert EMInfWorkerExtension().em_inf_pop(["a", "nobody"]) == {
         "records": {"a": {0: [[1.0], [0.0], [0.0], [1.0]]}},
         "errors": {"apply": 1},
+        "seconds": 0.0,
+        "calls": 0,
     }
 
 

@@ -1,13 +1,17 @@
 """The way back of the statistics: who merges, trims and fetches them."""
 
 import asyncio
+import inspect
+import re
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
+from logits_processors import processor, recorder
 from server import engine_client
 from server.engine_client import StatisticsFetcher, _merge, _trim
+from server.metrics import PROCESSOR_ERROR_KINDS
 from server.report import Call
 
 
@@ -28,7 +32,7 @@ class Engines:
 
 
 def rank(records: dict[str, Any], **errors: int) -> dict[str, Any]:
-    return {"records": records, "errors": errors}
+    return {"records": records, "errors": errors, "seconds": 0.5, "calls": 3}
 
 
 def columns(n: int) -> list[list[float]]:
@@ -137,3 +141,23 @@ def test_every_engine_is_asked_and_every_worker_answers(engines: int) -> None:
         return await StatisticsFetcher(client).call_workers("em_inf_status")
 
     assert asyncio.run(scenario()) == [{"rank": i} for i in range(engines)]
+
+
+def test_times_count_once_for_an_engine_and_add_up_over_engines() -> None:
+    def counted() -> list[float]:
+        names = ("em_inf_processor_seconds_total", "em_inf_processor_calls_total")
+        return [REGISTRY.get_sample_value(name) or 0.0 for name in names]
+
+    before = counted()
+    slow = {**rank({}), "seconds": 0.75}
+    _merge([[rank({}), slow], [rank({})]])
+    assert counted() == [before[0] + 1.25, before[1] + 6]
+
+
+def test_every_kind_of_error_has_its_series_from_the_start() -> None:
+    sources = (inspect.getsource(module) for module in (processor, recorder))
+    found = re.findall(r'@_guarded\(\s*"(\w+)"|errors\["(\w+)"\]', "".join(sources))
+    assert {one or other for one, other in found} == set(PROCESSOR_ERROR_KINDS)
+    for kind in PROCESSOR_ERROR_KINDS:
+        name = "em_inf_processor_errors_total"
+        assert REGISTRY.get_sample_value(name, {"kind": kind}) is not None
