@@ -84,6 +84,7 @@ class Server:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_SERVER_DEV_MODE": "1",  # POST /collective_rpc, to look inside.
             "VLLM_NO_USAGE_STATS": "1",
+            "OTEL_BSP_SCHEDULE_DELAY": "200",  # Milliseconds that a span may wait.
         }
         with tempfile.NamedTemporaryFile(suffix=".log") as log:
             process = subprocess.Popen(
