@@ -82,13 +82,16 @@ class Serving:
 
 
 @contextlib.contextmanager
-def serving(command: Sequence[str], model: Path, name: str) -> Iterator[Serving]:
+def serving(
+    command: Sequence[str], model: Path, name: str, *more: str
+) -> Iterator[Serving]:
     """Run a server with `FLAGS`, and stop it in the end.
 
     Args:
         command: `EM_INF` or `STOCK`.
         model: folder of the model.
         name: of the model, in requests.
+        more: further flags.
 
     Raises:
         ServerFailedError: it stopped, or did not answer within `START_SECONDS`.
@@ -99,7 +102,7 @@ def serving(command: Sequence[str], model: Path, name: str) -> Iterator[Serving]
     where = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name]
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
         process = subprocess.Popen(  # noqa: S603
-            [*command, str(model), *where, *FLAGS],
+            [*command, str(model), *where, *FLAGS, *more],
             env={**os.environ, **ENVIRON},
             stdout=log,
             stderr=subprocess.STDOUT,

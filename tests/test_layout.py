@@ -186,6 +186,21 @@ ALLOWED: dict[str, set[str]] = {
     "loadtests/environment.py": set(),
     "loadtests/ratios.py": {"numpy"},
     "loadtests/client.py": {"aiohttp"},
+    "loadtests/checker.py": {"loadtests.client", "server.demo_model.problems"},
+    "loadtests/locustfile.py": {
+        "gevent",
+        "locust",
+        "loadtests.checker",
+        "loadtests.client",
+    },
+    "loadtests/load_report.py": {"numpy"},
+    "loadtests/load.py": {
+        "loadtests.checker",
+        "loadtests.environment",
+        "loadtests.load_report",
+        "loadtests.serving",
+        "server.cli",
+    },
     "loadtests/serving.py": {"psutil"},
     "loadtests/stand_in.py": {"tokenizers", "torch", "transformers"},
     "loadtests/bench_kernel.py": {

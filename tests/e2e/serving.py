@@ -14,7 +14,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Answer:
 
     status: int
     body: bytes
+    headers: Message = field(default_factory=Message)
 
     @property
     def json(self) -> Any:
@@ -59,6 +61,13 @@ class Server:
     def start(cls, *flags: str, key: str | None = None) -> Iterator[Server]:
         """Run `em-inf serve` with the given flags."""
         with cls._run([sys.executable, "-m", "server", "serve", *flags], key) as running:
+            yield running
+
+    @classmethod
+    @contextlib.contextmanager
+    def start_command(cls, command: list[str]) -> Iterator[Server]:
+        """Run what takes `--host` and `--port`, and answers /health when it is ready."""
+        with cls._run(command, None) as running:
             yield running
 
     @classmethod
@@ -144,7 +153,7 @@ class Server:
         with contextlib.closing(connection):
             connection.request(method, path, body, sent)
             response = connection.getresponse()
-            return Answer(response.status, response.read())
+            return Answer(response.status, response.read(), response.headers)
 
     def chat(self, em_inf: Any = None, **fields: Any) -> Answer:
         """Ask the arithmetic question; `em_inf` is sent unless it is None."""
