@@ -167,8 +167,8 @@ def _http(by_mode: dict[str, Any]) -> str:
     kinds = sorted({kind for http in by_mode.values() for kind in http["by_kind"]})
     sent = [[http["by_kind"].get(kind, 0) for http in by_mode.values()] for kind in kinds]
     return (
-        "<h2>HTTP under stress (Locust)</h2><p>Locust shares the cores with the server and "
-        "reads what has gathered meanwhile in one go: its ITL is that of a busy client."
+        "<h2>HTTP under stress (Locust)</h2><p>Locust shares the cores with the server "
+        "and reads what has gathered meanwhile in one go: its ITL is a busy client's."
         + _table(["", *by_mode], lines)
         + "<p>Requests by kind; the last of them are wrong on purpose:</p>"
         + _table(["", *by_mode], list(zip(kinds, sent, strict=True)))
