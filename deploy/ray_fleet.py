@@ -12,13 +12,15 @@ watches and restarts the replicas, and its proxies share the requests out among 
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import os
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -32,6 +34,7 @@ from ray.serve import Application
 START_SECONDS = 1800.0
 """How long a replica may take: it may have to load a large model."""
 
+METHODS = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE"]
 HOP_BY_HOP = frozenset({
     "connection", "content-length", "host", "keep-alive", "te", "trailer",
     "transfer-encoding", "upgrade",
@@ -94,7 +97,22 @@ class Replica:
             [*command, "--host", host, "--port", str(port)], start_new_session=True
         )
         self._session: aiohttp.ClientSession | None = None
-        self._ready = False
+        self._wait()
+
+    def _wait(self) -> None:
+        """Wait for the server's first answer; until then Ray sends no requests here."""
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until and self._server.poll() is None:
+            with contextlib.suppress(OSError):
+                direct.open(f"{self._url}/health", timeout=60).close()
+                return
+            time.sleep(0.5)
+        raise RuntimeError(
+            f"em-inf serve did not answer in {START_SECONDS:.0f} s"
+            if self._server.poll() is None
+            else f"em-inf serve ended with {self._server.returncode}"
+        )
 
     def _client(self) -> aiohttp.ClientSession:
         """A session made on the loop that uses it; no limit but the engine's own."""
@@ -106,36 +124,17 @@ class Replica:
             )
         return self._session
 
-    async def _wait(self) -> None:
-        """Wait for the server's first answer."""
-        until = asyncio.get_running_loop().time() + START_SECONDS
-        while asyncio.get_running_loop().time() < until:
-            if self._server.poll() is not None:
-                raise RuntimeError(f"em-inf serve ended with {self._server.returncode}")
-            try:
-                async with self._client().get(f"{self._url}/health") as answer:
-                    self._ready = self._ready or answer.status == 200
-            except aiohttp.ClientConnectionError:
-                await asyncio.sleep(0.5)
-            if self._ready:
-                return
-        raise RuntimeError(f"em-inf serve did not answer in {START_SECONDS:.0f} s")
-
     async def check_health(self) -> None:
         """Ray's question every few seconds; an error has it replace the replica."""
         if self._server.poll() is not None:
             raise RuntimeError(f"em-inf serve ended with {self._server.returncode}")
-        if not self._ready:
-            return
         async with self._client().get(f"{self._url}/health") as answer:
             if answer.status != 200:
                 raise RuntimeError(f"/health answers {answer.status}")
 
-    @app.api_route("/{path:path}", methods=["GET", "POST", "DELETE"])
+    @app.api_route("/{path:path}", methods=METHODS)
     async def pass_on(self, request: Request) -> StreamingResponse:
         """Hand a request to the server, and its answer back as it comes."""
-        if not self._ready:
-            await self._wait()
         url = self._url + request.url.path
         sent = {k: v for k, v in request.headers.items() if k not in HOP_BY_HOP}
         answer = await self._client().request(
