@@ -5,6 +5,7 @@ minutes, so `make topologies` runs them, and `make test` does not. deploy/topolo
 says of each what it is for.
 """
 
+import contextlib
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -158,11 +159,19 @@ def test_api_servers_of_one_engine_add_up() -> None:
         check_pass_through(server)
 
 
-def test_replicas_behind_vllm_router_answer_as_one() -> None:
+def test_replicas_behind_vllm_router_answer_as_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     router = Path(sys.executable).with_name("vllm-router")
     if not router.exists():
         pytest.skip("vllm-router is not installed; run make topologies")
-    with Server.start() as one, Server.start() as two:
+    with contextlib.ExitStack() as stack:
+        replicas = []
+        for core in "01":
+            # By itself each would bind its worker to the first core.
+            monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", core)
+            replicas.append(stack.enter_context(Server.start()))
+        one, two = replicas
         command = [str(router), "--policy", "round_robin"]
         command += ["--worker-urls", one.url, two.url]
         with Server.start_command(command) as entry:
