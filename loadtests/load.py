@@ -264,6 +264,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             result["http"][mode] = http_summary(outcomes, limits)
         result["server_errors"] = own_errors(server)
         result["healthy_after"] = server.answers("/health") == 200
+        if any(result["server_errors"].values()) and server.log is not None:
+            print(server.log.read_text()[-20_000:])
     result["failures"] = failures(result, args.requests)
     return result
 

@@ -248,7 +248,7 @@ class Wrong(Client):
     def text(self) -> None:
         """A body that is not JSON."""
         sent = {"data": "{", "headers": self.headers(uuid.uuid4().hex)}
-        self.refused("bad JSON", 400, "not valid JSON", **sent)
+        self.refused("bad JSON", 400, "JSON decode error", **sent)
 
     @task
     def model(self) -> None:

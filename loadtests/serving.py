@@ -49,10 +49,12 @@ class Serving:
     Attributes:
         url: without a path.
         process: the process that was started, an ancestor of all of the server's.
+        log: what it prints, while it runs.
     """
 
     url: str
     process: psutil.Process
+    log: Path | None = None
 
     def cpu_seconds(self) -> float:
         """Processor time that all its processes used so far."""
@@ -108,7 +110,9 @@ def serving(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        found = Serving(f"http://127.0.0.1:{port}", psutil.Process(process.pid))
+        found = Serving(
+            f"http://127.0.0.1:{port}", psutil.Process(process.pid), Path(log.name)
+        )
         try:
             if not _comes_up(process, found):
                 end = Path(log.name).read_text()[-4000:]
