@@ -7,7 +7,10 @@ BUILD ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 
 SERVER_TESTS = tests/clients tests/deploy tests/e2e tests/playground
 
-.PHONY: serve test check fix model card screenshot gpu container-test
+# What the topologies and the load tests need beside the rest, without touching its pins.
+ADD = .venv/bin/python -m pip install --quiet --no-deps -r
+
+.PHONY: serve test check fix model card screenshot gpu container-test load topologies
 
 serve: ## start the server on the bundled model: make serve PORT=8123 ARGS="--max-num-seqs 64"
 	@echo "em-inf: using the $(BUILD) build of vLLM"
@@ -51,3 +54,13 @@ card: ## measure the bundled model on held-out problems, on the server of make s
 container-test: ## build the image's CPU target with buildah, and run it; as root, for minutes
 	@deploy/install cpu dev
 	@EM_INF_CONTAINER=yes .venv/bin/python -m pytest tests/container
+
+load: ## load the bundled model's server, EM-INF off and on, and write a report
+	@deploy/install $(BUILD)
+	@$(ADD) deploy/locks/load.txt
+	@.venv/bin/python -m loadtests.load --out load-report $(ARGS)
+
+topologies: ## tensor and data parallel, API servers, router, Ray: the tests of each, on two cores
+	@deploy/install cpu dev
+	@$(ADD) deploy/locks/fleet.txt
+	@.venv/bin/python -m pytest -m topologies tests/topologies

@@ -49,9 +49,12 @@ class Answer:
 
 
 @asynccontextmanager
-async def connection(concurrency: int) -> AsyncIterator[aiohttp.ClientSession]:
-    """A session that holds so many requests at once."""
+async def connection(
+    concurrency: int, headers: dict[str, str] | None = None
+) -> AsyncIterator[aiohttp.ClientSession]:
+    """A session that holds so many requests at once, each with these headers."""
     async with aiohttp.ClientSession(
+        headers=headers,
         connector=aiohttp.TCPConnector(limit=concurrency),
         timeout=aiohttp.ClientTimeout(total=600),
         read_bufsize=LONGEST_LINE,

@@ -49,10 +49,12 @@ class Serving:
     Attributes:
         url: without a path.
         process: the process that was started, an ancestor of all of the server's.
+        log: what it prints, while it runs.
     """
 
     url: str
     process: psutil.Process
+    log: Path | None = None
 
     def cpu_seconds(self) -> float:
         """Processor time that all its processes used so far."""
@@ -82,13 +84,16 @@ class Serving:
 
 
 @contextlib.contextmanager
-def serving(command: Sequence[str], model: Path, name: str) -> Iterator[Serving]:
+def serving(
+    command: Sequence[str], model: Path, name: str, *more: str
+) -> Iterator[Serving]:
     """Run a server with `FLAGS`, and stop it in the end.
 
     Args:
         command: `EM_INF` or `STOCK`.
         model: folder of the model.
         name: of the model, in requests.
+        more: further flags.
 
     Raises:
         ServerFailedError: it stopped, or did not answer within `START_SECONDS`.
@@ -99,13 +104,15 @@ def serving(command: Sequence[str], model: Path, name: str) -> Iterator[Serving]
     where = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name]
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
         process = subprocess.Popen(  # noqa: S603
-            [*command, str(model), *where, *FLAGS],
+            [*command, str(model), *where, *FLAGS, *more],
             env={**os.environ, **ENVIRON},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        found = Serving(f"http://127.0.0.1:{port}", psutil.Process(process.pid))
+        found = Serving(
+            f"http://127.0.0.1:{port}", psutil.Process(process.pid), Path(log.name)
+        )
         try:
             if not _comes_up(process, found):
                 end = Path(log.name).read_text()[-4000:]

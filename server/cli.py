@@ -29,6 +29,7 @@ from logits_processors.settings import (
 PROCESSOR = "logits_processors.processor:EMInfLogitsProcessor"
 WORKER_EXTENSION = "logits_processors.recorder.EMInfWorkerExtension"
 PLUGIN = "em_inf"
+RAY_VARIABLES = "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 DEMO_MODEL_NAME = "em-inf-demo"
 VLLM_VERSIONS = ((0, 32), (0, 33))
@@ -103,10 +104,7 @@ def serve(argv: Sequence[str]) -> None:
     settings = read_settings(args)
     check_args(args, os.environ)
     os.environ[SERVER_SETTINGS_VARIABLE] = settings.model_dump_json()
-    ray = os.environ.get("VLLM_RAY_EXTRA_ENV_VARS_TO_COPY", "").split(",")
-    os.environ["VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"] = ",".join(
-        name for name in [*ray, SERVER_SETTINGS_VARIABLE] if name
-    )
+    os.environ[RAY_VARIABLES] = ray_variables(os.environ)
     args.logits_processors = [*(args.logits_processors or []), PROCESSOR]
     args.worker_extension_cls = WORKER_EXTENSION
     command.validate(args)
@@ -259,6 +257,12 @@ def allowed_plugins(environ: os._Environ[str]) -> list[str]:
     else:
         names = [e.name for group in _PLUGIN_GROUPS for e in entry_points(group=group)]
     return list(dict.fromkeys([*names, PLUGIN]))
+
+
+def ray_variables(environ: os._Environ[str]) -> str:
+    """The value of `RAY_VARIABLES` that takes our settings to workers on Ray's nodes."""
+    told = [name.strip() for name in environ.get(RAY_VARIABLES, "").split(",")]
+    return ",".join(name for name in [*told, SERVER_SETTINGS_VARIABLE] if name)
 
 
 def announce(args: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ from logits_processors.settings import (
 from server import metrics
 from server.drain import Drain
 from server.report import EMPTY_COLUMNS, REPORTS, Call, Columns, Report, num_minimized
+from server.tracing import RequestSpans
 
 logger = logging.getLogger("vllm.em_inf")
 
@@ -49,11 +50,15 @@ class EMInfEngineClient:
     Args:
         inner: vLLM's engine client; every other attribute is passed through to it.
         state: the application's.
+        spans: adds the figures to vLLM's traces; None where there are none.
     """
 
-    def __init__(self, inner: Any, state: State) -> None:
+    def __init__(
+        self, inner: Any, state: State, spans: RequestSpans | None = None
+    ) -> None:
         self._inner = inner
         self._drain = Drain(inner, state)
+        self._spans = spans
         self._fetcher = StatisticsFetcher(inner)
 
     def __getattr__(self, name: str) -> Any:
@@ -85,7 +90,7 @@ class EMInfEngineClient:
         outputs = self._inner.generate(prompt, params, request_id, **kwargs)
         if settings.report == "none":
             return outputs
-        return self._with_statistics(outputs, params, call)
+        return self._with_statistics(outputs, params, report, call, request_id)
 
     def _prepare(
         self, sampling_params: SamplingParams
@@ -110,10 +115,14 @@ class EMInfEngineClient:
         self,
         outputs: AsyncGenerator[RequestOutput, None],
         params: SamplingParams,
+        report: Report,
         call: Call,
+        request_id: str,
     ) -> AsyncGenerator[RequestOutput, None]:
         delta = params.output_kind == RequestOutputKind.DELTA
         fetched = False
+        if self._spans is not None:
+            self._spans.watch(request_id)
         try:
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
@@ -121,16 +130,20 @@ class EMInfEngineClient:
                         so_far = call.num_tokens.get(choice.index, 0) if delta else 0
                         call.num_tokens[choice.index] = so_far + len(choice.token_ids)
                     if output.finished:
-                        began = time.perf_counter()
+                        began, began_ns = time.perf_counter(), time.time_ns()
                         call.columns = await self._fetcher.fetch(call.key)
                         fetched = True
                         metrics.FETCH_SECONDS.observe(time.perf_counter() - began)
                         _trim(call)
                         _observe(call)
+                        if self._spans is not None:
+                            self._spans.add(request_id, report, call, began_ns)
                     yield output
         finally:
             if not fetched:
                 self._fetcher.forget(call.key)
+                if self._spans is not None:
+                    self._spans.forget(request_id)
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """As vLLM's, and refuses everything while the server is stopping."""

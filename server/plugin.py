@@ -39,6 +39,7 @@ from server.protocol import (
     add_to_stream,
     refuse_em_inf,
 )
+from server.tracing import request_spans
 
 _HANDLERS = (
     "openai_serving_chat",
@@ -86,7 +87,8 @@ class EMInfPlugin:
         """Put our engine client in place, and make sure that the processor is loaded."""
         if engine_client is None:
             return
-        proxy = EMInfEngineClient(engine_client, state)
+        spans = request_spans() if await engine_client.is_tracing_enabled() else None
+        proxy = EMInfEngineClient(engine_client, state, spans)
         status = await _loaded_status(proxy)
         for name in _HANDLERS:
             handler = getattr(state, name, None)

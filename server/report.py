@@ -96,31 +96,46 @@ def _choice_body(
     if columns is None:
         return {"index": index, "error": "the statistics could not be fetched"}
     before, after, steps, temperatures = columns
-    recorded = [n for n in steps if n == n]
-    body: dict[str, Any] = {
-        "index": index,
-        "tokens": len(before),
-        "tokens_minimized": num_minimized(steps, temperatures),
-    }
-    gradient = settings.method == "gradient"
-    if gradient:
-        body["grad_steps"] = int(sum(recorded))
-    body["mean_entropy_before"] = _mean(before)
-    body["mean_entropy_after"] = _mean(after)
-    if not gradient:
-        body["mean_temperature"] = _mean(temperatures)
-    if len(recorded) < len(before):
-        body["tokens_not_recorded"] = len(before) - len(recorded)
+    body: dict[str, Any] = {"index": index, **figures(columns, settings)}
     if settings.report == "trace":
         body["trace"] = {
             "entropy_before": [_number(x) for x in before],
             "entropy_after": [_number(x) for x in after],
         }
-        if gradient:
+        if settings.method == "gradient":
             body["trace"]["grad_steps"] = [int(n) if n == n else None for n in steps]
         else:
             body["trace"]["temperature"] = [_number(x) for x in temperatures]
     return body
+
+
+def figures(columns: Columns, settings: Settings) -> dict[str, Any]:
+    """Counts and means over the tokens; entropies in nats, None where none is known."""
+    before, after, steps, temperatures = columns
+    recorded = [n for n in steps if n == n]
+    found: dict[str, Any] = {
+        "tokens": len(before),
+        "tokens_minimized": num_minimized(steps, temperatures),
+    }
+    gradient = settings.method == "gradient"
+    if gradient:
+        found["grad_steps"] = int(sum(recorded))
+    found["mean_entropy_before"] = _mean(before)
+    found["mean_entropy_after"] = _mean(after)
+    if not gradient:
+        found["mean_temperature"] = _mean(temperatures)
+    if len(recorded) < len(before):
+        found["tokens_not_recorded"] = len(before) - len(recorded)
+    return found
+
+
+def figures_of_all(call: Call, settings: Settings) -> dict[str, Any]:
+    """The figures over all choices of an engine request; empty if not fetched."""
+    if call.columns is None:
+        return {}
+    choices = call.columns.values()
+    joined = [list(chain(*parts)) for parts in zip(*choices, strict=True)]
+    return figures(joined or EMPTY_COLUMNS, settings)
 
 
 def _mean(values: list[float]) -> float | None:

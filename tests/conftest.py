@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.e2e.receiver import Receiver
 from tests.e2e.serving import CONTEXT, Server
 
 PRESETS = '{"mild": {"n_grad_steps": 1, "threshold": 0.5}}'
@@ -54,12 +55,22 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose operator used every flag of ours, with two API servers and a key."""
+def receiver() -> Iterator[Receiver]:
+    """Where the traces of `operated` go."""
+    with Receiver.listen() as listening:
+        yield listening
+
+
+@pytest.fixture(scope="session")
+def operated(
+    tmp_path_factory: pytest.TempPathFactory, receiver: Receiver
+) -> Iterator[Server]:
+    """Every flag of ours in use, two API servers, a key, and traces."""
     presets: Path = tmp_path_factory.mktemp("presets") / "presets.json"
     presets.write_text(PRESETS)
     flags = ["--em-inf-default", "mild", "--em-inf-presets", str(presets)]
     flags += ["--em-inf-max-grad-steps", "20", "--api-server-count", "2"]
+    flags += ["--otlp-traces-endpoint", receiver.endpoint]
     with Server.start(*flags, "--api-key", "secret", key="secret") as running:
         yield running
 

@@ -379,6 +379,7 @@ ALLOWED: dict[str, set[str]] = {
         "server.metrics",
         "server.playground",
         "server.protocol",
+        "server.tracing",
     },
     "server/playground/__init__.py": {"fastapi", "starlette"},
     "server/protocol.py": {
@@ -399,9 +400,16 @@ ALLOWED: dict[str, set[str]] = {
         "server.drain",
         "server.metrics",
         "server.report",
+        "server.tracing",
     },
     "server/metrics.py": {"prometheus_client"},
     "server/drain.py": {"starlette", "vllm"},
+    "server/tracing.py": {
+        "opentelemetry",
+        "vllm",
+        "logits_processors.settings",
+        "server.report",
+    },
     "server/demo_model/__init__.py": set(),
     "server/demo_model/problems.py": set(),
     "server/demo_model/train.py": {
@@ -419,6 +427,21 @@ ALLOWED: dict[str, set[str]] = {
     "loadtests/environment.py": set(),
     "loadtests/ratios.py": {"numpy"},
     "loadtests/client.py": {"aiohttp"},
+    "loadtests/checker.py": {"loadtests.client", "server.demo_model.problems"},
+    "loadtests/locustfile.py": {
+        "gevent",
+        "locust",
+        "loadtests.checker",
+        "loadtests.client",
+    },
+    "loadtests/load_report.py": {"numpy"},
+    "loadtests/load.py": {
+        "loadtests.checker",
+        "loadtests.environment",
+        "loadtests.load_report",
+        "loadtests.serving",
+        "server.cli",
+    },
     "loadtests/serving.py": {"psutil"},
     "loadtests/stand_in.py": {"tokenizers", "torch", "transformers"},
     "loadtests/bench_kernel.py": {

@@ -13,7 +13,9 @@ def pins(name: str) -> dict[str, str]:
     return dict(line.split("==") for line in lines)
 
 
-@pytest.mark.parametrize("name", ["cpu.txt", "cuda.txt", "eval.txt", "dev.txt"])
+@pytest.mark.parametrize(
+    "name", ["cpu.txt", "cuda.txt", "eval.txt", "dev.txt", "fleet.txt", "load.txt"]
+)
 def test_every_line_is_an_exact_version(name: str) -> None:
     for line in (LOCKS / name).read_text().splitlines():
         assert re.fullmatch(r"[a-z0-9._-]+==[0-9][A-Za-z0-9.+!-]*", line), line

@@ -1,6 +1,7 @@
 """What we rely on in vLLM. When one of these fails, vLLM moved: read before you mend."""
 
 import inspect
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -10,16 +11,27 @@ from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.entrypoints.serve.middleware.authenticate import GUARDED_PREFIX
 from vllm.exceptions import VLLMValidationError
+from vllm.ray.ray_env import get_env_vars_to_copy
 from vllm.sampling_params import RequestOutputKind
+from vllm.tracing import SpanAttributes
+from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.engine.core_client import AsyncMPClient, DPAsyncMPClient
+from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.engine.parallel_sampling import ParentRequest
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+from vllm.v1.executor.ray_executor import RayDistributedExecutor
 from vllm.v1.sample.logits_processor import (
     BUILTIN_LOGITS_PROCESSORS,
     interface,
 )
+from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu.sample.logits_processor import interface as v2_interface
+from vllm.v1.worker.gpu_worker import Worker as GPUWorker
+from vllm.v1.worker.worker_base import WorkerBase
 
 from logits_processors.processor import EMInfLogitsProcessor
+from logits_processors.settings import SERVER_SETTINGS_VARIABLE
+from server.cli import PROCESSOR, RAY_VARIABLES, WORKER_EXTENSION, ray_variables
 from server.protocol import REQUEST_MODELS
 
 
@@ -95,3 +107,35 @@ def test_key_does_not_guard_the_playground() -> None:
 
 def test_serve_is_a_subcommand_that_can_be_extended() -> None:
     assert {"subparser_init", "validate", "cmd"} <= set(dir(ServeSubcommand))
+
+
+def test_ray_workers_are_given_the_servers_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(RAY_VARIABLES, "MINE, ")
+    monkeypatch.setenv(RAY_VARIABLES, ray_variables(os.environ))
+    monkeypatch.setenv("VLLM_PLUGINS", "em_inf")
+    names = get_env_vars_to_copy()
+    assert {"MINE", SERVER_SETTINGS_VARIABLE, "VLLM_PLUGINS"} <= names
+
+
+def test_workers_find_our_classes_by_name_and_nothing_of_theirs_is_hidden() -> None:
+    # What a worker on another machine does, be it started by Ray or by vLLM.
+    extension = resolve_obj_by_qualname(WORKER_EXTENSION)
+    module, _, name = PROCESSOR.partition(":")
+    assert resolve_obj_by_qualname(f"{module}.{name}") is EMInfLogitsProcessor
+    added = {attribute for attribute in dir(extension) if not attribute.startswith("__")}
+    assert added == {"em_inf_pop", "em_inf_status"}
+    assert not added & {*dir(WorkerBase), *dir(CPUWorker), *dir(GPUWorker)}
+
+
+def test_ray_and_plain_executors_answer_a_call_once_for_each_worker() -> None:
+    for executor in (RayDistributedExecutor, MultiprocExecutor):
+        parameters = list(inspect.signature(executor.collective_rpc).parameters)
+        assert parameters[1:5] == ["method", "timeout", "args", "kwargs"]
+
+
+def test_request_spans_carry_the_id_that_generate_was_given() -> None:
+    assert SpanAttributes.GEN_AI_REQUEST_ID == "gen_ai.request.id"
+    source = inspect.getsource(OutputProcessor.do_tracing)
+    assert "GEN_AI_REQUEST_ID: req_state.external_req_id" in source

@@ -14,7 +14,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Answer:
 
     status: int
     body: bytes
+    headers: Message = field(default_factory=Message)
 
     @property
     def json(self) -> Any:
@@ -67,6 +69,13 @@ class Server:
 
     @classmethod
     @contextlib.contextmanager
+    def start_command(cls, command: list[str]) -> Iterator[Server]:
+        """Run what takes `--host` and `--port`, and answers /health when it is ready."""
+        with cls._run(command, None) as running:
+            yield running
+
+    @classmethod
+    @contextlib.contextmanager
     def start_stock(cls) -> Iterator[Server]:
         """Run vLLM's own entry point on the bundled model."""
         command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
@@ -88,6 +97,7 @@ class Server:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_SERVER_DEV_MODE": "1",  # POST /collective_rpc, to look inside.
             "VLLM_NO_USAGE_STATS": "1",
+            "OTEL_BSP_SCHEDULE_DELAY": "200",  # Milliseconds that a span may wait.
         }
         with tempfile.NamedTemporaryFile(suffix=".log") as log:
             process = subprocess.Popen(
@@ -147,7 +157,7 @@ class Server:
         with contextlib.closing(connection):
             connection.request(method, path, body, sent)
             response = connection.getresponse()
-            return Answer(response.status, response.read())
+            return Answer(response.status, response.read(), response.headers)
 
     def chat(self, em_inf: Any = None, **fields: Any) -> Answer:
         """Ask the arithmetic question; `em_inf` is sent unless it is None."""

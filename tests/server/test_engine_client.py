@@ -6,12 +6,14 @@ import re
 from typing import Any
 
 import pytest
+from starlette.datastructures import State
 from prometheus_client import REGISTRY
 
 from logits_processors import processor, recorder
 from server import engine_client
 from server.engine_client import StatisticsFetcher, _merge, _trim
 from server.metrics import PROCESSOR_ERROR_KINDS
+from server.plugin import _loaded_status
 from server.report import Call
 
 
@@ -57,6 +59,30 @@ def test_data_parallel_engines_add_up() -> None:
 def test_rank_with_more_tokens_wins() -> None:
     answers = [[rank({"key": {0: columns(0)}}), rank({"key": {0: columns(2)}})]]
     assert _merge(answers)["key"][0] == columns(2)
+
+
+def test_stages_that_do_not_sample_change_nothing() -> None:
+    # Pipeline parallel: the first stages have no processor, the last one's ranks agree.
+    last = rank({"key": {0: columns(3)}}, apply=1)
+    before = errors_counted()
+    assert _merge([[rank({}), rank({}), last, last]]) == {"key": {0: columns(3)}}
+    assert errors_counted() - before == 1
+
+
+def test_ranks_that_share_a_batch_out_are_joined() -> None:
+    # Batch-sharded sampling: each rank sampled requests of its own.
+    ranks = [rank({"a": {0: columns(2)}}), rank({"b": {0: columns(1)}})]
+    assert _merge([ranks]) == {"a": {0: columns(2)}, "b": {0: columns(1)}}
+
+
+def test_status_is_that_of_a_worker_that_samples() -> None:
+    def status(*ranks: dict[str, str]) -> Any:
+        proxy = engine_client.EMInfEngineClient(Engines(list(ranks)), State())
+        return asyncio.run(_loaded_status(proxy))
+
+    assert status({}, {}, {"backend": "gpu"}) == {"backend": "gpu"}
+    with pytest.raises(RuntimeError, match="processor is not"):
+        status({}, {})
 
 
 def test_errors_count_once_for_an_engine_and_add_up_over_engines() -> None:

@@ -1,0 +1,181 @@
+"""Whether an answer belongs to its request: load tests trust nothing else.
+
+The right text of every question is asked for beforehand, greedily and alone. Under load,
+each request carries a nonce of its own as request id (or in a prompt that is echoed) and
+a threshold of its own, and its answer must bring back all three: the id, the settings and
+the words, with the entropies of just those words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from loadtests.client import ask_plainly, connection
+from server.demo_model.problems import problems
+
+MAX_TOKENS = 24
+NEAR_TIE_NATS = 0.1
+"""A greedy choice closer than this could fall otherwise beside other rows of a batch."""
+
+ENTROPY_NATS = 2e-3
+"""How far an answer's mean entropy may be from the one asked for alone."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A question and its right answer.
+
+    Attributes:
+        question: what to ask.
+        text: the greedy answer, of at most `MAX_TOKENS` tokens.
+        tokens: how many it has.
+        entropy: mean entropy of its tokens before EM-INF, in nats.
+    """
+
+    question: str
+    text: str
+    tokens: int
+    entropy: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request under load.
+
+    Attributes:
+        nonce: its id, unlike any other's.
+        known: what it asks, and what must come back.
+        em_inf: the settings that it sends; None for a request with EM-INF off.
+    """
+
+    nonce: str
+    known: Known
+    em_inf: dict[str, Any] | None
+
+    def body(self, model: str) -> dict[str, Any]:
+        """Of a chat completion."""
+        messages = [{"role": "user", "content": self.known.question}]
+        return {**self._common(model), "messages": messages, "max_tokens": MAX_TOKENS}
+
+    def echo_body(self, model: str) -> dict[str, Any]:
+        """Of a completion whose prompt holds the nonce, and comes back."""
+        prompt = f"{self.nonce}: {self.known.question}"
+        return {**self._common(model), "prompt": prompt, "echo": True, "max_tokens": 4}
+
+    def _common(self, model: str) -> dict[str, Any]:
+        em_inf = False if self.em_inf is None else self.em_inf
+        return {"model": model, "temperature": 0, "em_inf": em_inf}
+
+    def wrong(
+        self, answer_id: str, text: str, tokens: int, em_inf: dict[str, Any] | None
+    ) -> str | None:
+        """What shows that a chat's answer is another's, or damaged; None if nothing.
+
+        Args:
+            answer_id: the field `id` of the answer.
+            text: of the answer.
+            tokens: as `usage` counts them.
+            em_inf: its report.
+        """
+        if answer_id != f"chatcmpl-{self.nonce}":
+            return f"id {answer_id} for {self.nonce}"
+        if text != self.known.text:
+            return f"text {text!r} for {self.known.text!r}"
+        if tokens != self.known.tokens:
+            return f"{tokens} tokens for {self.known.tokens}"
+        return self._wrong_report(em_inf, self.known.tokens, self.known.entropy)
+
+    def wrong_echo(
+        self, answer_id: str, text: str, tokens: int, em_inf: dict[str, Any] | None
+    ) -> str | None:
+        """As `wrong`, for an echoed completion."""
+        if answer_id != f"cmpl-{self.nonce}":
+            return f"id {answer_id} for {self.nonce}"
+        if not text.startswith(f"{self.nonce}: {self.known.question}"):
+            return f"prompt {text[:60]!r} for {self.nonce}"
+        return self._wrong_report(em_inf, tokens, None)
+
+    def _wrong_report(
+        self, em_inf: dict[str, Any] | None, tokens: int, entropy: float | None
+    ) -> str | None:
+        if self.em_inf is None or em_inf is None:
+            same = em_inf is None and self.em_inf is None
+            return None if same else f"report {em_inf} for settings {self.em_inf}"
+        if not self.em_inf.items() <= em_inf["settings"].items():
+            return f"settings {em_inf['settings']} for {self.em_inf}"
+        (choice,) = em_inf["choices"]
+        if choice.get("tokens") != tokens or "tokens_not_recorded" in choice:
+            return f"report {choice} for {tokens} tokens"
+        found = choice["mean_entropy_before"]
+        if entropy is not None and abs(found - entropy) > ENTROPY_NATS:
+            return f"mean entropy {found} for {entropy}"
+        return None
+
+
+def mixed_settings(number: int) -> dict[str, Any]:
+    """Settings of the so-manieth request: both methods, and a threshold of its own."""
+    threshold = round(0.2 + number % 100_000 * 1e-6, 6)
+    if number % 4 == 3:
+        return {"method": "adaptive_temperature", "threshold": threshold}
+    return {"n_grad_steps": (1, 5, 15)[number % 4], "threshold": threshold}
+
+
+def questions(url: str, key: str, model: str, count: int) -> list[Known]:
+    """Ask alone, one after another, until so many answers can be relied on.
+
+    Left out are answers with a near tie, and those that another question has too.
+    """
+    found: dict[str, Known] = {}
+
+    async def look() -> None:
+        headers = {"Authorization": f"Bearer {key}"}
+        async with connection(1, headers) as session:
+            for problem in islice(problems("held_out", 77), 40 * count):
+                body = {
+                    **Asked("", Known(problem.question, "", 0, 0.0), {}).body(model),
+                    "logprobs": True,
+                    "top_logprobs": 2,
+                    "em_inf": {"n_grad_steps": 0},
+                }
+                known = read_known(
+                    problem.question, await ask_plainly(session, url, body)
+                )
+                if known is not None:
+                    found.setdefault(known.text, known)
+                if len(found) == count:
+                    return
+            raise ValueError(f"only {len(found)} of {count} answers can be relied on")
+
+    asyncio.run(look())
+    return list(found.values())
+
+
+def read_known(question: str, answer: dict[str, Any]) -> Known | None:
+    """The answer to a question asked alone; None where it has a near tie."""
+    (choice,) = answer["choices"]
+    for token in choice["logprobs"]["content"]:
+        first, second = (entry["logprob"] for entry in token["top_logprobs"][:2])
+        if first - second < NEAR_TIE_NATS:
+            return None
+    return Known(
+        question,
+        choice["message"]["content"],
+        answer["usage"]["completion_tokens"],
+        answer["em_inf"]["choices"][0]["mean_entropy_before"],
+    )
+
+
+def save(known: Sequence[Known], path: Path) -> None:
+    """Write what is known, for the processes that make the load."""
+    path.write_text(json.dumps([asdict(one) for one in known]))
+
+
+def load(path: Path) -> list[Known]:
+    """Read what `save` wrote."""
+    return [Known(**fields) for fields in json.loads(path.read_text())]

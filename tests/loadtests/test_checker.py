@@ -1,0 +1,164 @@
+"""The checker of load tests: what is swapped, lost or damaged must not pass."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtests import checker
+from loadtests.checker import Asked, Known, mixed_settings
+from loadtests.load_report import failures, http_summary, write_html
+
+TOM = Known("How many apples has Tom?", "Tom starts with 34.", 7, 0.25)
+ANNA = Known("How many books has Anna?", "Anna starts with 27.", 7, 0.31)
+
+
+def asked(known: Known, nonce: str, number: int | None) -> Asked:
+    return Asked(nonce, known, None if number is None else mixed_settings(number))
+
+
+def answer(to: Asked) -> list[Any]:
+    """What a right server says: id, text, tokens, report."""
+    report = None
+    if to.em_inf is not None:
+        choice = {"tokens": to.known.tokens, "mean_entropy_before": to.known.entropy}
+        settings = {"method": "gradient", "kl_weight": 0.001, **to.em_inf}
+        report = {"settings": settings, "choices": [choice]}
+    return [f"chatcmpl-{to.nonce}", to.known.text, to.known.tokens, report]
+
+
+@pytest.mark.parametrize("number", [None, 1, 3])
+def test_right_answer_passes(number: int | None) -> None:
+    one = asked(TOM, "a", number)
+    assert one.wrong(*answer(one)) is None
+
+
+def test_answer_swapped_with_another_request_fails() -> None:
+    one, other = asked(TOM, "a", 1), asked(ANNA, "b", 2)
+    assert one.wrong(*answer(other))
+    assert other.wrong(*answer(one))
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_any_part_of_another_answer_fails(part: int) -> None:
+    one, other = asked(TOM, "a", 1), asked(replace(ANNA, tokens=8), "b", 2)
+    mixed = answer(one)
+    mixed[part] = answer(other)[part]
+    assert one.wrong(*mixed)
+
+
+def test_another_requests_entropies_under_the_right_settings_fail() -> None:
+    one = asked(TOM, "a", 1)
+    mixed = copy.deepcopy(answer(one))
+    mixed[3]["choices"][0]["mean_entropy_before"] = ANNA.entropy
+    assert "entropy" in str(one.wrong(*mixed))
+
+
+def test_lost_figures_and_missing_or_unasked_reports_fail() -> None:
+    on, off = asked(TOM, "a", 1), asked(TOM, "a", None)
+    lossy = copy.deepcopy(answer(on))
+    lossy[3]["choices"][0]["tokens_not_recorded"] = 1
+    assert on.wrong(*lossy)
+    assert on.wrong(*answer(off))
+    assert off.wrong(*answer(on))
+
+
+def test_echo_of_another_prompt_fails() -> None:
+    one, other = asked(TOM, "a", None), asked(TOM, "b", None)
+    text = one.echo_body("m")["prompt"] + " and more"
+    assert one.wrong_echo("cmpl-a", text, 4, None) is None
+    assert other.wrong_echo("cmpl-b", text, 4, None)
+    assert other.wrong_echo("cmpl-a", text, 4, None)
+
+
+def test_no_two_requests_have_the_same_settings() -> None:
+    seen = [mixed_settings(number)["threshold"] for number in range(20_000)]
+    assert len(set(seen)) == len(seen)
+    assert len({tuple(sorted(mixed_settings(number))) for number in range(4)}) == 2
+
+
+def alone(gap: float) -> dict[str, Any]:
+    """An answer of one token, whose likeliest two are so many nats apart."""
+    top = [{"logprob": -0.1}, {"logprob": -0.1 - gap}]
+    return {
+        "choices": [
+            {
+                "message": {"content": "34"},
+                "logprobs": {"content": [{"top_logprobs": top}]},
+            }
+        ],
+        "usage": {"completion_tokens": 1},
+        "em_inf": {"choices": [{"mean_entropy_before": 0.5}]},
+    }
+
+
+def test_answer_with_a_near_tie_is_not_relied_on() -> None:
+    assert checker.read_known("q", alone(0.05)) is None
+    assert checker.read_known("q", alone(0.5)) == Known("q", "34", 1, 0.5)
+
+
+def outcome(**more: Any) -> dict[str, Any]:
+    times = {"ttft_seconds": 0.1, "tpot_seconds": 0.01, "itl_seconds": [0.01, 0.02]}
+    return {
+        "kind": "stream", "good": True, "at": 1.0, "e2e_seconds": 0.5, "tokens": 3,
+        **times, **more,
+    }  # fmt: skip
+
+
+def result(outcomes: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    bench = {
+        "profile": "poisson", "completed": 5, "failed": 0, "ttft_ms": [],
+        "output_throughput": 100.0,
+    }  # fmt: skip
+    http = http_summary(outcomes, (1.0, 0.2))
+    return {
+        "where": {"cpu": "a <small> one"},
+        "limits_ms": {"ttft": 1000.0, "tpot": 200.0},
+        "bench": {"off": [bench], "on": [bench]},
+        "guidellm": {"off": [], "on": []},
+        "http": {"off": http, "on": http},
+        "server_errors": {"em_inf_fetch_errors_total": 0.0},
+        "healthy_after": True,
+        **more,
+    }
+
+
+def test_load_test_passes_only_when_all_went_well() -> None:
+    well = [outcome(), outcome(kind="wrong key", good=False)]
+    assert failures(result(well), 2) == []
+    assert failures(result(well), 3)
+    for bad in (
+        outcome(mixed_up="id b for a"),
+        outcome(error="500: no"),
+        outcome(kind="wrong key", good=False, error="200: come in"),
+    ):
+        assert len(failures(result([*well, bad]), 2)) == 2
+    assert failures(result(well, healthy_after=False), 2)
+    assert failures(result(well, server_errors={"em_inf_fetch_errors_total": 1.0}), 2)
+    broken = {"profile": "poisson", "completed": 4, "failed": 1}
+    assert failures(result(well, bench={"off": [broken], "on": []}), 2)
+
+
+def test_summary_counts_goodput_by_the_limits() -> None:
+    slow = outcome(ttft_seconds=1.5)
+    lagging = outcome(tpot_seconds=0.3)
+    found = http_summary([outcome(), outcome(), slow, lagging], (1.0, 0.2))
+    assert found["goodput_share"] == 0.5
+    assert found["requests_per_second"] == 8.0
+    assert found["output_tokens_per_second"] == 24.0
+    assert found["ms"]["ttft"]["p50"] == 100.0
+    assert found["ms"]["itl"]["p50"] == 15.0
+
+
+def test_report_is_one_file_with_its_pictures(tmp_path: Path) -> None:
+    found = result([outcome(), outcome(mixed_up="<b>")])
+    found["failures"] = failures(found, 4)
+    write_html(found, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 2
+    assert "4 checked good requests: 0 failed, 2 answered" in page.replace("\n", " ")
+    assert "&lt;b&gt;" in page
+    assert "http://" not in page
+    assert "a &lt;small&gt; one" in page
