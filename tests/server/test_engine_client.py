@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 import pytest
-from starlette.datastructures import State
 from prometheus_client import REGISTRY
+from starlette.datastructures import State
 
 from logits_processors import processor, recorder
 from server import engine_client
