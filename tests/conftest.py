@@ -16,6 +16,7 @@ import torch
 from tests.e2e.receiver import Receiver
 from tests.e2e.serving import CONTEXT, Server
 
+LONG_CONTEXT = ("--hf-overrides", f'{{"max_position_embeddings": {CONTEXT}}}')
 PRESETS = '{"mild": {"n_grad_steps": 1, "threshold": 0.5}}'
 
 if not torch.cuda.is_available():
@@ -49,8 +50,7 @@ def fixed_seeds() -> None:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """`em-inf serve` without flags, but for a context in which an answer never ends."""
-    context = f'{{"max_position_embeddings": {CONTEXT}}}'
-    with Server.start("--hf-overrides", context) as running:
+    with Server.start(*LONG_CONTEXT) as running:
         yield running
 
 
@@ -77,6 +77,6 @@ def operated(
 
 @pytest.fixture(scope="session")
 def stock() -> Iterator[Server]:
-    """Stock vLLM on the same model, without anything of ours."""
-    with Server.start_stock() as running:
+    """Stock vLLM on the same model as `server`, without anything of ours."""
+    with Server.start_stock(*LONG_CONTEXT, "--no-enable-chunked-prefill") as running:
         yield running

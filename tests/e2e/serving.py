@@ -76,12 +76,12 @@ class Server:
 
     @classmethod
     @contextlib.contextmanager
-    def start_stock(cls) -> Iterator[Server]:
+    def start_stock(cls, *flags: str) -> Iterator[Server]:
         """Run vLLM's own entry point on the bundled model."""
         command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
         command += ["--model", str(DEMO_MODEL), "--served-model-name", DEMO_MODEL_NAME]
         with cls._run(
-            [*command, "--dtype", "float32", "--enforce-eager"], None
+            [*command, "--dtype", "float32", "--enforce-eager", *flags], None
         ) as running:
             yield running
 

@@ -21,7 +21,7 @@ from tests.clients.terminals import COMMAND, environ, terminal
 from tests.e2e.serving import Server
 
 NOWHERE = "http://127.0.0.1:9"
-SECONDS = 120
+SECONDS = 300
 
 
 def finished(server: Server) -> float:
@@ -113,18 +113,18 @@ def test_killed_run_goes_on_with_the_same_answers_and_asks_nothing_twice(
     server: Server, tmp_path: Path
 ) -> None:
     asked = [
-        *COMMAND, "eval", "arithmetic", "--limit", "12", "--concurrency", "4",
+        *COMMAND, "eval", "arithmetic", "--limit", "40", "--concurrency", "4",
         "--decoder", "temperature(1.0)", "--decoder", "self_consistency(n=2)",
         "--url", server.url,
     ]  # fmt: skip
-    probes, wanted = 2, 12 * (1 + 2)
+    probes, wanted = 2, 40 * (1 + 2)
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     process = subprocess.Popen(
         [*asked, "--output", str(killed)], stderr=subprocess.DEVNULL, env=environ()
     )
     try:
         until = time.monotonic() + SECONDS
-        while not (killed / JOURNAL).exists() or len(calls(killed)) < 5:
+        while not (killed / JOURNAL).exists() or len(calls(killed)) < 12:
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < until
             time.sleep(0.02)
@@ -132,7 +132,7 @@ def test_killed_run_goes_on_with_the_same_answers_and_asks_nothing_twice(
         process.send_signal(signal.SIGKILL)
         process.wait()
     kept = calls(killed)
-    assert 5 <= len(kept) < wanted
+    assert 12 <= len(kept) < wanted
     idle(server)
     before = finished(server)
     for folder in (killed, undisturbed):
@@ -143,7 +143,11 @@ def test_killed_run_goes_on_with_the_same_answers_and_asks_nothing_twice(
         assert said.returncode == 0, said.stderr
         now = finished(server)
         missing = wanted - (len(kept) if folder == killed else 0)
-        assert now - before == missing + probes
+        traced = len(json.loads((folder / "traces.json").read_text()))
+        # The server may still have counted what was under way when its client died.
+        under_way = 4 if folder == killed else 0
+        asked_for = now - before - probes - traced
+        assert missing <= asked_for <= missing + under_way
         before = now
     after, whole = calls(killed), calls(undisturbed)
     assert {key: after[key] for key in kept} == kept
