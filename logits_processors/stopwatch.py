@@ -6,8 +6,11 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
+
+_Events: TypeAlias = "tuple[torch.cuda.Event, torch.cuda.Event]"
 
 
 class Stopwatch:
@@ -20,7 +23,8 @@ class Stopwatch:
     def __init__(self) -> None:
         self._seconds = 0.0
         self._calls = 0
-        self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._pending: deque[_Events] = deque()
+        self._free: list[_Events] = []
 
     @contextmanager
     def running(self, device: torch.device) -> Iterator[None]:
@@ -37,8 +41,7 @@ class Stopwatch:
                 self._seconds += time.perf_counter() - began
                 self._calls += 1
             return
-        start = torch.cuda.Event(enable_timing=True)
-        end = torch.cuda.Event(enable_timing=True)
+        start, end = self._free.pop() if self._free else _events()
         start.record()
         try:
             yield
@@ -59,3 +62,9 @@ class Stopwatch:
             start, end = self._pending.popleft()
             self._seconds += start.elapsed_time(end) / 1000
             self._calls += 1
+            self._free.append((start, end))
+
+
+def _events() -> _Events:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    return start, end

@@ -58,9 +58,13 @@ def test_device_time_comes_when_its_events_have_passed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    Event.made.clear()
     watch = Stopwatch()
     with watch.running(torch.device("cuda")):
         pass
     assert watch.pop() == (0.0, 0)
     Event.made[1].passed = True
     assert watch.pop() == (0.25, 1)
+    with watch.running(torch.device("cuda")):
+        pass
+    assert len(Event.made) == 2, "events that have passed are used again"
