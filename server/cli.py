@@ -30,6 +30,9 @@ PROCESSOR = "logits_processors.processor:EMInfLogitsProcessor"
 WORKER_EXTENSION = "logits_processors.recorder.EMInfWorkerExtension"
 PLUGIN = "em_inf"
 RAY_VARIABLES = "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection stays open. vLLM's own 5 s are less than proxies and pools of
+connections wait: they would send into a connection that is just being closed."""
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 DEMO_MODEL_NAME = "em-inf-demo"
 VLLM_VERSIONS = ((0, 32), (0, 33))
@@ -105,6 +108,7 @@ def serve(argv: Sequence[str]) -> None:
     check_args(args, os.environ)
     os.environ[SERVER_SETTINGS_VARIABLE] = settings.model_dump_json()
     os.environ[RAY_VARIABLES] = ray_variables(os.environ)
+    os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(KEEP_ALIVE_SECONDS))
     args.logits_processors = [*(args.logits_processors or []), PROCESSOR]
     args.worker_extension_cls = WORKER_EXTENSION
     command.validate(args)

@@ -120,6 +120,18 @@ def test_client_that_goes_away_leaves_nothing_behind(server: Server) -> None:
     assert open_records(server) == 0
 
 
+def test_idle_connection_stays_open(server: Server) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
+    connection.connect()
+    before = connection.sock
+    for _ in range(2):
+        connection.request("GET", "/health")
+        assert connection.getresponse().read() == b""
+        time.sleep(7)  # vLLM's own limit is 5 s.
+    assert connection.sock is before
+    connection.close()
+
+
 def open_records(server: Server) -> int:
     return int(server.workers("em_inf_status")[0]["open_records"])
 
