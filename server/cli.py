@@ -31,8 +31,8 @@ WORKER_EXTENSION = "logits_processors.recorder.EMInfWorkerExtension"
 PLUGIN = "em_inf"
 RAY_VARIABLES = "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"
 KEEP_ALIVE_SECONDS = 75
-"""How long an idle connection stays open. vLLM's own 5 s are less than proxies and pools of
-connections wait: they would send into a connection that is just being closed."""
+"""How long an idle connection stays open. vLLM's own 5 s are less than proxies and pools
+of connections wait: they would send into a connection that is just being closed."""
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 DEMO_MODEL_NAME = "em-inf-demo"
 VLLM_VERSIONS = ((0, 32), (0, 33))
