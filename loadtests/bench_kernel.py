@@ -61,7 +61,7 @@ def params_for(num_rows: int, n: int, active: Tensor, adaptive: bool) -> RowPara
     def full(value: float) -> Tensor:
         return torch.full((num_rows,), value, device=active.device)
 
-    return RowParams(
+    return RowParams.of(
         adaptive=full(float(adaptive)),
         n_grad_steps=full(0.0 if adaptive else float(n)),
         learning_rate=full(LEARNING_RATE),

@@ -96,7 +96,7 @@ def minimize_entropy_(
     Args:
         logits: [R, V] float32, last dimension contiguous.
         rows: [N] int64 on the same device, each at most once.
-        params: settings of each chosen row, [N] float32 each.
+        params: settings of each chosen row.
         workspace: what `prepare` returned for this backend and device, for rows at least
             V wide; the backend "cpu" needs none.
         max_grad_steps: the largest step count in `params`, known to the host.
@@ -121,14 +121,13 @@ def minimize_entropy_(
             f"rows must be [N] int64 on {logits.device}, not {list(rows.shape)} "
             f"{rows.dtype} on {rows.device}"
         )
-    for name in RowParams.__slots__:
-        value = getattr(params, name)
-        wanted = (rows.shape, torch.float32, logits.device)
-        if (value.shape, value.dtype, value.device) != wanted:
-            raise ValueError(
-                f"params.{name} must be {list(rows.shape)} float32 on {logits.device}, "
-                f"not {list(value.shape)} {value.dtype} on {value.device}"
-            )
+    table = params.table
+    wanted = (rows.numel(), len(params.COLUMNS))
+    if (table.shape, table.dtype, table.device) != (wanted, torch.float32, logits.device):
+        raise ValueError(
+            f"params.table must be {list(wanted)} float32 on {logits.device}, "
+            f"not {list(table.shape)} {table.dtype} on {table.device}"
+        )
     stats = RowStats.empty(rows.numel(), logits.device)
     picked = pick_backend(backend, logits.device)
     if picked == "cpu":

@@ -241,13 +241,15 @@ class EMInfLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             slots: [N] integers, the slot of each.
             positions: N output positions.
         """
+        index = _to_device(rows, logits.device)
+        slot_index = index if slots is rows else _to_device(slots, logits.device)
         stats = self._minimize_entropy_(
             logits,
-            _to_device(rows, logits.device),
-            self._slots.params(_to_device(slots, logits.device)),
+            index,
+            self._slots.params(slot_index),
             workspace=self._workspace,
-            max_grad_steps=self._slots.max_grad_steps(slots),
-            any_adaptive=self._slots.any_adaptive(slots),
+            max_grad_steps=self._slots.max_grad_steps,
+            any_adaptive=self._slots.any_adaptive,
         )
         records = [self._slots.records[slot] for slot in slots]
         self._record(self._recorder.add, stats, records, positions)
@@ -276,8 +278,8 @@ class EMInfLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             rows,
             self._slots.params(slots),
             workspace=self._workspace,
-            max_grad_steps=self._slots.max_grad_steps(ctx.idx_mapping_np),
-            any_adaptive=self._slots.any_adaptive(ctx.idx_mapping_np),
+            max_grad_steps=self._slots.max_grad_steps,
+            any_adaptive=self._slots.any_adaptive,
         )
         length = ctx.pos[rows] + 1
         position = length - self._req_states.prompt_len.gpu[slots]

@@ -131,7 +131,7 @@ class Recorder:
         """
         if all(record is None for record in records):
             return
-        self._pending.append(_Pending(_stack(stats), records, positions))
+        self._pending.append(_Pending(stats.table, records, positions))
         self.settle()
 
     def add_by_slot(
@@ -149,7 +149,7 @@ class Recorder:
             slots: [N], slot of each row.
             positions: [N], output position of each row; below 0 where it counts not.
         """
-        figures = _stack(stats, slots.float(), positions.float())
+        figures = torch.stack([*stats.table, slots.float(), positions.float()])
         self._pending.append(_Pending(figures, list(records), None))
         self.settle()
 
@@ -199,11 +199,6 @@ class Recorder:
             del self._choices[key]
         else:
             self._choices.move_to_end(key)
-
-
-def _stack(stats: RowStats, *more: Tensor) -> Tensor:
-    columns = [getattr(stats, name) for name in stats.__slots__]
-    return torch.stack([*columns, *more])
 
 
 RECORDER = Recorder()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,19 +29,58 @@ _BUFFERS = 7
 class RowParams:
     """Settings of each chosen row, all `[N]` float32 on the device of the logits.
 
-    `adaptive` is 1 where the method is adaptive temperature, 0 where it is EM-INF. A
-    step count of 0 leaves a row alone under EM-INF.
+    Attributes:
+        table: `[N, 6]`, the columns in the order of `COLUMNS`.
     """
 
-    adaptive: Tensor
-    n_grad_steps: Tensor
-    learning_rate: Tensor
-    threshold: Tensor
-    kl_weight: Tensor
-    target_ratio: Tensor
+    table: Tensor
+
+    COLUMNS: ClassVar = (
+        "adaptive",
+        "n_grad_steps",
+        "learning_rate",
+        "threshold",
+        "kl_weight",
+        "target_ratio",
+    )
+
+    @classmethod
+    def of(cls, **columns: Tensor) -> RowParams:
+        """From a tensor `[N]` for each of `COLUMNS`."""
+        return cls(torch.stack([columns[name] for name in cls.COLUMNS], dim=1))
 
     def __getitem__(self, index: slice) -> RowParams:
-        return RowParams(*(getattr(self, name)[index] for name in self.__slots__))
+        return RowParams(self.table[index])
+
+    @property
+    def adaptive(self) -> Tensor:
+        """1 where the method is adaptive temperature, 0 where it is EM-INF."""
+        return self.table[:, 0]
+
+    @property
+    def n_grad_steps(self) -> Tensor:
+        """The most Adam steps; 0 leaves a row alone under EM-INF."""
+        return self.table[:, 1]
+
+    @property
+    def learning_rate(self) -> Tensor:
+        """Adam's."""
+        return self.table[:, 2]
+
+    @property
+    def threshold(self) -> Tensor:
+        """In nats; a row below it is left alone, and steps stop there."""
+        return self.table[:, 3]
+
+    @property
+    def kl_weight(self) -> Tensor:
+        """Of KL(p0 || p) in the loss."""
+        return self.table[:, 4]
+
+    @property
+    def target_ratio(self) -> Tensor:
+        """Entropy to reach over the first one, under adaptive temperature."""
+        return self.table[:, 5]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +88,41 @@ class RowStats:
     """What happened to each chosen row, all `[N]` float32 on the device of the logits.
 
     Entropies are in nats, of softmax(logits) before and after; NaN for a row that holds
-    NaN or +inf, or no finite logit, all of which are left alone. `grad_steps` counts the
-    Adam steps taken; `temperature` is 1 where the logits were not divided.
+    NaN or +inf, or no finite logit, all of which are left alone.
+
+    Attributes:
+        table: `[4, N]`: entropy before, entropy after, steps and temperature.
     """
 
-    entropy_before: Tensor
-    entropy_after: Tensor
-    grad_steps: Tensor
-    temperature: Tensor
+    table: Tensor
 
     @classmethod
     def empty(cls, num_rows: int, device: torch.device) -> RowStats:
         """Room for the statistics of `num_rows` rows."""
-        return cls(*(torch.empty(num_rows, device=device) for _ in range(4)))
+        return cls(torch.empty(4, num_rows, device=device))
+
+    def __getitem__(self, index: slice) -> RowStats:
+        return RowStats(self.table[:, index])
+
+    @property
+    def entropy_before(self) -> Tensor:
+        """In nats."""
+        return self.table[0]
+
+    @property
+    def entropy_after(self) -> Tensor:
+        """In nats."""
+        return self.table[1]
+
+    @property
+    def grad_steps(self) -> Tensor:
+        """Adam steps taken."""
+        return self.table[2]
+
+    @property
+    def temperature(self) -> Tensor:
+        """What the logits were divided by; 1 where they were not."""
+        return self.table[3]
 
 
 class Workspace:
@@ -110,7 +172,7 @@ def minimize_rows_(
         z, *scratch = workspace.rows(index.numel(), logits.shape[1])
         torch.index_select(logits, 0, index, out=z)
         some = params[part]
-        out = RowStats(*(getattr(stats, name)[part] for name in stats.__slots__))
+        out = stats[part]
         _gradient_(z, some, out, scratch, max_grad_steps)
         if any_adaptive:
             _adaptive_temperature_(z, some, out, scratch)

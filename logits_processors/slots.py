@@ -19,7 +19,7 @@ from logits_processors.settings import Settings
 if TYPE_CHECKING:
     from logits_processors.recorder import Record
 
-_COLUMNS = len(RowParams.__slots__)
+_COLUMNS = len(RowParams.COLUMNS)
 
 
 class Slots:
@@ -32,12 +32,16 @@ class Slots:
     Attributes:
         active: [num_slots] bool, the slots whose request has EM-INF on.
         num_active: how many they are.
+        max_grad_steps: the largest step count in the table as of the last `upload`.
+        any_adaptive: whether adaptive temperature was in the table then.
         records: where the statistics of each slot go, None where nobody asked.
     """
 
     def __init__(self, num_slots: int, device: torch.device) -> None:
         self.active: NDArray[np.bool_] = np.zeros(num_slots, dtype=bool)
         self.num_active = 0
+        self.max_grad_steps = 0
+        self.any_adaptive = False
         self.records: list[Record | None] = [None] * num_slots
         self._host = np.zeros((num_slots, _COLUMNS), dtype=np.float32)
         self._on_host = device.type == "cpu"
@@ -58,7 +62,7 @@ class Slots:
         }
         # A threshold beyond float32 is infinite here: above every entropy, as it was.
         with np.errstate(over="ignore"):
-            self._host[slot] = [line[name] for name in RowParams.__slots__]
+            self._host[slot] = [line[name] for name in RowParams.COLUMNS]
         self.num_active += not self.active[slot]
         self.active[slot] = True
         self.records[slot] = record
@@ -99,23 +103,19 @@ class Slots:
 
     def upload(self) -> None:
         """Bring the device's copy up to date, without waiting for the device."""
-        if self._stale and not self._on_host:
+        if not self._stale:
+            return
+        self._stale = False
+        self.max_grad_steps = int(self._host[:, 1].max())
+        self.any_adaptive = bool(self._host[:, 0].any())
+        if not self._on_host:
             staged = torch.from_numpy(self._host).pin_memory()
             self._device_table.copy_(staged, non_blocking=True)
-        self._stale = False
 
     def params(self, slots: Tensor) -> RowParams:
-        """Settings of the given slots, `[N]` int64 on the device, as columns."""
-        return RowParams(*self._device_table.index_select(0, slots).unbind(dim=1))
+        """Settings of the given slots, `[N]` int64 on the device."""
+        return RowParams(self._device_table.index_select(0, slots))
 
     def is_on(self, slots: Tensor) -> Tensor:
         """Which of the given slots, `[N]` int64 on the device, have EM-INF on."""
         return self.params(slots).learning_rate > 0
-
-    def max_grad_steps(self, slots: NDArray[np.integer]) -> int:
-        """The largest step count among the given slots, known to the host."""
-        return int(self._host[slots, 1].max(initial=0))
-
-    def any_adaptive(self, slots: NDArray[np.integer]) -> bool:
-        """Whether one of the given slots asks for adaptive temperature."""
-        return bool(self._host[slots, 0].any())

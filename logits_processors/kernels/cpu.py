@@ -444,7 +444,7 @@ def _cool(z: Any, top: float, entropy: float, target: float) -> tuple[float, flo
 
 @jit
 def _run_row(z: Any, params: Any, out: Any) -> None:
-    """Both methods on one row. Columns are those of `RowParams` and `RowStats`."""
+    """Both methods on one row. Places are those of `RowParams` and `RowStats`."""
     adaptive, n, rate, threshold, kl, ratio = params
     top, log_total, entropy = _statistics(z)
     out[0], out[1], out[2], out[3] = entropy, entropy, 0, 1
@@ -471,7 +471,7 @@ def _run_row(z: Any, params: Any, out: Any) -> None:
 def _run_rows(storage: Any, offsets: Any, vocab_size: int, params: Any, out: Any) -> None:
     for r in prange(offsets.size):
         begin = offsets[r]
-        _run_row(storage[begin : begin + vocab_size], params[r], out[r])
+        _run_row(storage[begin : begin + vocab_size], params[r], out[:, r])
 
 
 def warm_up(vocab_size: int) -> int:
@@ -494,8 +494,7 @@ def warm_up(vocab_size: int) -> int:
     logits[:, 0] = 3.0
     rows = torch.arange(2)
     for adaptive in (0.0, 1.0):
-        settings = (adaptive, 1.0, 0.1, 0.0, 0.0, 0.5)
-        params = RowParams(*(torch.full((2,), value) for value in settings))
+        params = RowParams(torch.tensor([[adaptive, 1.0, 0.1, 0.0, 0.0, 0.5]] * 2))
         stats = RowStats.empty(2, logits.device)
         minimize_rows_(logits.clone(), rows, params, stats)
     return threads
@@ -514,8 +513,6 @@ def minimize_rows_(
         return
     # One flat view, so that each row is a contiguous slice for the compiler.
     storage = logits.as_strided(((num_rows - 1) * stride + vocab_size,), (1,)).numpy()
-    columns = torch.stack([getattr(params, name) for name in params.__slots__], dim=1)
-    out = np.empty((rows.numel(), 4), dtype=np.float32)
-    _run_rows(storage, (rows * stride).numpy(), vocab_size, columns.numpy(), out)
-    for column, name in zip(out.T, stats.__slots__, strict=True):
-        getattr(stats, name).copy_(torch.from_numpy(column))
+    offsets = rows.numpy() * stride
+    settings = params.table.contiguous().numpy()
+    _run_rows(storage, offsets, vocab_size, settings, stats.table.numpy())

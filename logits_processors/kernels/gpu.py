@@ -654,8 +654,7 @@ def _rows_in_cache(vocab_size: int, device: torch.device) -> int:
 def warm_up(scratch: Scratch) -> None:
     """Compile for this device what `minimize_rows_` will launch."""
     rows = torch.arange(2, device=scratch.device)
-    columns = torch.zeros(2, len(RowParams.__slots__), device=scratch.device)
-    params = RowParams(*columns.unbind(dim=1))
+    params = RowParams(torch.zeros(2, len(RowParams.COLUMNS), device=scratch.device))
     stats = RowStats.empty(2, scratch.device)
     # Also with rows as far apart as a vocabulary padded by vLLM has them.
     for width in {scratch.vocab_size, triton.cdiv(scratch.vocab_size, 64) * 64}:
@@ -675,12 +674,8 @@ def minimize_rows_(
     slices = triton.cdiv(vocab_size, _SLICE.value)
     padded = triton.next_power_of_2(slices)
     logits_of = (logits, logits.stride(0), rows)
-    columns = {name: getattr(params, name) for name in params.__slots__}
-    strides = {column.stride(0) for column in columns.values()}
-    if len(strides) > 1:
-        columns = {name: column.contiguous() for name, column in columns.items()}
-        strides = {1}
-    stride = strides.pop()
+    columns = dict(zip(params.COLUMNS, params.table.unbind(dim=1), strict=True))
+    stride = params.table.stride(0)
     heads = (scratch.head, scratch.where, scratch.counts)
     steps = (scratch.scalars, scratch.max_grad_steps, scratch.table, scratch.plan)
     for first in range(0, rows.numel(), scratch.group_rows):
@@ -722,7 +717,7 @@ def minimize_rows_(
             scratch.moments,
             scratch.nodes,
             *steps,
-            *(getattr(stats, name) for name in stats.__slots__),
+            *stats.table.unbind(),
             vocab_size,
             slices,
             padded,

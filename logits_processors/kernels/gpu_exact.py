@@ -175,7 +175,7 @@ def minimize_rows_exactly_(
         partials,
         finished,
         n,
-        *(getattr(stats, name) for name in stats.__slots__),
+        *stats.table.unbind(),
         max_grad_steps,
         slices,
         padded,

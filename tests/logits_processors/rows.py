@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -106,7 +105,7 @@ UNUSABLE_ROWS: dict[str, Tensor] = {
 
 def params_of(settings: Sequence[Settings], device: torch.device = CPU) -> RowParams:
     """One column a setting, one entry a row."""
-    columns = RowParams(
+    columns = RowParams.of(
         adaptive=torch.tensor(
             [float(s.method == "adaptive_temperature") for s in settings]
         ),
@@ -173,8 +172,7 @@ def minimized(
 
 def moved(columns: Columns, device: torch.device) -> Columns:
     """The same settings or statistics on another device."""
-    values = (getattr(columns, field.name) for field in fields(columns))
-    return type(columns)(*(value.to(device) for value in values))
+    return type(columns)(columns.table.to(device))
 
 
 def scratch_of(workspace: Workspace) -> Scratch:

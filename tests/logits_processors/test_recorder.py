@@ -12,7 +12,6 @@ from logits_processors.recorder import (
     EMInfWorkerExtension,
     Recorder,
     _Pending,
-    _stack,
 )
 from logits_processors.reference import RowStats
 
@@ -43,7 +42,7 @@ def recorder() -> Recorder:
 
 def stats(*rows: Sequence[float]) -> RowStats:
     """Rows of entropy before, entropy after, grad steps and temperature."""
-    return RowStats(*torch.tensor(rows, dtype=torch.float32).unbind(dim=1))
+    return RowStats(torch.tensor(rows, dtype=torch.float32).T)
 
 
 def number(n: float) -> RowStats:
@@ -207,7 +206,7 @@ class Event:
 def test_popping_waits_for_no_step_that_is_still_running(recorder: Recorder) -> None:
     a, b = recorder.open("a", 0), recorder.open("b", 0)
     for record, value, happened in ((a, 1, True), (b, 2, False)):
-        pending = _Pending(_stack(number(value)), [record], [0])
+        pending = _Pending(number(value).table, [record], [0])
         pending.event = Event(happened)  # type: ignore[assignment]
         recorder._pending.append(pending)
     assert before(recorder, "a") == [1]

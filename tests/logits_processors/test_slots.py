@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,7 +15,7 @@ GRADIENT = Settings(n_grad_steps=7, learning_rate=0.25, threshold=0.5, kl_weight
 ADAPTIVE = Settings(
     method="adaptive_temperature", n_grad_steps=9, target_ratio=0.75, threshold=0.125
 )
-OFF = dict.fromkeys(RowParams.__slots__, 0.0)
+OFF = dict.fromkeys(RowParams.COLUMNS, 0.0)
 
 
 @pytest.fixture
@@ -28,11 +27,7 @@ def line(slots: Slots, slot: int) -> dict[str, float]:
     """What the device sees of a slot."""
     slots.upload()
     params = slots.params(torch.tensor([slot]))
-    return {name: getattr(params, name).item() for name in RowParams.__slots__}
-
-
-def indices(*slots: int) -> Any:
-    return np.array(slots, dtype=np.int64)
+    return {name: getattr(params, name).item() for name in RowParams.COLUMNS}
 
 
 def test_new_slots_are_off(slots: Slots) -> None:
@@ -81,7 +76,7 @@ def test_params_come_in_the_order_of_the_slots_asked_for(slots: Slots) -> None:
 
 def test_params_are_float32_columns(slots: Slots) -> None:
     params = slots.params(torch.tensor([0, 1]))
-    for name in RowParams.__slots__:
+    for name in RowParams.COLUMNS:
         column = getattr(params, name)
         assert (column.dtype, column.shape) == (torch.float32, (2,))
 
@@ -177,19 +172,28 @@ def test_number_of_active_slots_follows_every_change(slots: Slots) -> None:
     assert step(slots.clear_all) == 0
 
 
-def test_largest_step_count_is_of_the_given_slots_only(slots: Slots) -> None:
+def test_largest_step_count_follows_the_requests(slots: Slots) -> None:
+    def uploaded() -> int:
+        slots.upload()
+        return slots.max_grad_steps
+
+    assert uploaded() == 0
     slots.set(0, Settings(n_grad_steps=3), None)
     slots.set(1, Settings(n_grad_steps=60), None)
-    slots.set(2, Settings(n_grad_steps=5), None)
-    assert slots.max_grad_steps(indices(0, 2, 3)) == 5
+    assert uploaded() == 60
+    slots.move(1, 2, swap=False)
+    assert uploaded() == 60
+    slots.clear(2)
+    assert uploaded() == 3
 
 
-def test_largest_step_count_of_no_slot_is_zero(slots: Slots) -> None:
-    assert slots.max_grad_steps(indices()) == 0
-
-
-def test_adaptive_temperature_is_seen_in_the_given_slots_only(slots: Slots) -> None:
+def test_adaptive_temperature_is_seen_while_a_request_asks_for_it(slots: Slots) -> None:
     slots.set(0, GRADIENT, None)
+    slots.upload()
+    assert not slots.any_adaptive
     slots.set(1, ADAPTIVE, None)
-    assert not slots.any_adaptive(indices(0, 2, 3))
-    assert slots.any_adaptive(indices(0, 1))
+    slots.upload()
+    assert slots.any_adaptive
+    slots.set(1, GRADIENT, None)
+    slots.upload()
+    assert not slots.any_adaptive
