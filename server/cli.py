@@ -33,6 +33,8 @@ RAY_VARIABLES = "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open. vLLM's own 5 s are less than proxies and pools
 of connections wait: they would send into a connection that is just being closed."""
+IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""vLLM's executor with the worker in the engine's process: its default on one GPU."""
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 DEMO_MODEL_NAME = "em-inf-demo"
 VLLM_VERSIONS = ((0, 32), (0, 33))
@@ -172,11 +174,26 @@ def use_demo_model(args: argparse.Namespace) -> None:
         args.dtype = "float32"
     # Compiling a model of this size takes longer than it ever saves.
     args.enforce_eager = True
+    workers = (
+        args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size
+    )
+    if args.distributed_executor_backend is None and workers == 1 and on_cpu():
+        # vLLM gives the worker a process of its own there, to bind its threads to cores.
+        # A step of this model is too short for that; one thread is all it can use.
+        args.distributed_executor_backend = IN_PROCESS
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if args.enable_chunked_prefill is None:
         # The CPU build of vLLM 0.32 dies of a seeded request whose prompt it has split.
         args.enable_chunked_prefill = False
     # GiB. On a CPU vLLM else asks for nearly all of the memory.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+def on_cpu() -> bool:
+    """Whether vLLM will run on the CPU here."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
 
 
 def check_vllm() -> None:

@@ -1,6 +1,7 @@
 """The command line: what it puts in place, and what it refuses to start."""
 
 import json
+import os
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
@@ -175,3 +176,42 @@ def test_unknown_command_fails_with_the_usage() -> None:
     failed = run("bake")
     assert failed.returncode == 2
     assert "usage: em-inf serve" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "cpu", "expected"),
+    [
+        ({}, True, cli.IN_PROCESS),
+        ({}, False, None),
+        ({"tensor_parallel_size": 2}, True, None),
+        ({"pipeline_parallel_size": 2}, True, None),
+        ({"data_parallel_size": 2}, True, None),
+        ({"distributed_executor_backend": "mp"}, True, "mp"),
+    ],
+    ids=["CPU", "GPU", "tensor parallel", "pipeline", "data parallel", "asked for"],
+)
+def test_demo_model_runs_in_the_engine_s_process_where_one_worker_on_a_cpu_runs_it(
+    changed: dict[str, Any],
+    cpu: bool,
+    expected: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli, "on_cpu", lambda: cpu)
+    for name in ("OMP_NUM_THREADS", "VLLM_CPU_KVCACHE_SPACE"):
+        monkeypatch.setenv(name, "7")  # So that it is put back afterwards.
+        monkeypatch.delenv(name)
+    args = Namespace(
+        served_model_name=None,
+        dtype="auto",
+        enable_chunked_prefill=None,
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        data_parallel_size=1,
+        distributed_executor_backend=None,
+    )
+    vars(args).update(changed)
+    cli.use_demo_model(args)
+    assert args.distributed_executor_backend == expected
+    assert os.environ.get("OMP_NUM_THREADS") == (
+        "1" if expected == cli.IN_PROCESS else None
+    )
