@@ -5,13 +5,14 @@ r"""Our server beside the authors' way of running EM-INF, on the bundled model.
 
 The authors' way, written afresh from the paper and what is known of their code: the
 `generate` of transformers, one prompt after another, with a logits processor that runs
-autograd and torch's Adam for each token. Our server gets all prompts at once, over HTTP,
-and answers each in one piece.
+autograd and torch's Adam for each token. Our server, as
+`em-inf serve` runs that model, has `--at-once` of the prompts under way at any time, over
+HTTP, and answers each in one piece.
 Both use the same model, prompts, settings (n 5), temperature 1.0 and longest answer, and
-stop at the end of the answer. Each round has one batch on the server and then a few of
-the prompts the authors' way, in turn; ratios are taken within a round. While the authors'
-way runs, the server's processes are stopped (SIGSTOP). It has both cores and torch as
-many threads as `--threads` says; one was the fastest here.
+stop at the end of the answer. Each round has all prompts on the server and then a few of
+them the authors' way, in turn; ratios are taken within a round. While the authors' way
+runs, the server's processes are stopped (SIGSTOP). It has all cores and torch as many
+threads as `--threads` says; one was the fastest here.
 
 Refuses to report where a request failed, or where greedy decoding does not bring the same
 words and the same number of gradient steps both ways for nearly all prompts.
@@ -48,10 +49,9 @@ from loadtests.serving import (
     leave_no_server_behind,
     serving,
 )
-from server.cli import DEMO_MODEL
+from server.cli import DEMO_MODEL, DEMO_MODEL_NAME
 from server.demo_model.problems import problems
 
-MODEL_NAME = "measured"
 N_GRAD_STEPS, LEARNING_RATE, THRESHOLD, KL_WEIGHT = 5, 0.1, 0.3, 0.001
 ENTROPY_PAD = 1e-12
 NEARLY_ALL = 0.9
@@ -124,12 +124,16 @@ class AuthorsWay:
 
 
 def ask_server(
-    server: Serving, questions: list[str], tokens: int, temperature: float
+    server: Serving, questions: list[str], at_once: int, tokens: int, temperature: float
 ) -> tuple[list[dict[str, Any]], float]:
-    """All questions at once; the answers' bodies, and the seconds that they took."""
+    """Some questions at a time, the next when one is answered.
+
+    Returns:
+        The answers' bodies, and the seconds that they took together.
+    """
     bodies: list[dict[str, Any]] = [
         {
-            "model": MODEL_NAME,
+            "model": DEMO_MODEL_NAME,
             "messages": [{"role": "user", "content": question}],
             "max_tokens": tokens,
             "temperature": temperature,
@@ -143,20 +147,23 @@ def ask_server(
         for question in questions
     ]
 
-    async def all_at_once() -> tuple[list[dict[str, Any]], float]:
-        async with connection(len(bodies)) as session:
+    async def closed_loop() -> tuple[list[dict[str, Any]], float]:
+        async with connection(at_once) as session:
             began = time.perf_counter()
             asked = (ask_plainly(session, server.url, body) for body in bodies)
             return await asyncio.gather(*asked), time.perf_counter() - began
 
-    return asyncio.run(all_at_once())
+    return asyncio.run(closed_loop())
 
 
 def same_greedily(
     server: Serving, authors: AuthorsWay, questions: list[str], tokens: int
 ) -> dict[str, Any]:
-    """How many prompts greedy decoding answers alike, in words and in gradient steps."""
-    answers, _ = ask_server(server, questions, tokens, 0.0)
+    """How many prompts greedy decoding answers alike, in words and in gradient steps.
+
+    The server has them all at once.
+    """
+    answers, _ = ask_server(server, questions, len(questions), tokens, 0.0)
     words = steps = 0
     for question, ours in zip(questions, answers, strict=True):
         theirs, _, grad_steps = authors.answer(question, tokens, greedy=True)
@@ -183,16 +190,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     questions = [problem.question for problem in found]
     ours: dict[str, list[float]] = {"tokens_per_second": [], "answers_per_minute": []}
     theirs: dict[str, list[float]] = {"tokens_per_second": [], "answers_per_minute": []}
-    with serving(EM_INF, DEMO_MODEL, MODEL_NAME) as server:
-        check = same_greedily(server, authors, questions, args.tokens)
+    with serving(EM_INF, None, DEMO_MODEL_NAME) as server:
+        check = same_greedily(server, authors, questions[: args.at_once], args.tokens)
         print(f"greedy, both ways: {check}", flush=True)
-        if min(check["same_words"], check["same_grad_steps"]) < NEARLY_ALL * args.prompts:
+        alike = min(check["same_words"], check["same_grad_steps"])
+        if alike < NEARLY_ALL * check["prompts"]:
             sys.exit(f"nothing to report: the two ways differ: {check}")
         began = time.perf_counter()
         for i in range(args.rounds):
             server.go_on()
-            ask_server(server, questions[:1], 2, 1.0)  # Warm.
-            answers, seconds = ask_server(server, questions, args.tokens, 1.0)
+            ask_server(server, questions[:1], 1, 2, 1.0)  # Warm.
+            answers, seconds = ask_server(
+                server, questions, args.at_once, args.tokens, 1.0
+            )
             counts = [answer["usage"]["completion_tokens"] for answer in answers]
             keep(ours, counts, seconds)
             server.stand_still()
@@ -212,7 +222,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         print(f"{name}: ratio {ratio}, {ratio.rounds} rounds; {verdict(ratio)}")
     return {
         "about": about,
-        "prompts_at_once": args.prompts,
+        "prompts": args.prompts,
+        "prompts_at_once": args.at_once,
         "greedy_check": check,
         "ours": {name: spread(values) for name, values in ours.items()},
         "authors": {name: spread(values) for name, values in theirs.items()},
@@ -236,7 +247,8 @@ def verdict(ratio: Ratio) -> str:
 def main() -> None:
     """Measure, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=32, help="at once, on our server")
+    parser.add_argument("--prompts", type=int, default=256, help="a round, our server")
+    parser.add_argument("--at-once", type=int, default=32, help="of them, our server")
     parser.add_argument("--some", type=int, default=4, help="a round, the authors' way")
     parser.add_argument("--tokens", type=int, default=128, help="of an answer, at most")
     parser.add_argument("--rounds", type=int, default=100, help="at most")
@@ -244,9 +256,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch, authors' way")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    for name in ("prompts", "some", "tokens", "rounds", "threads"):
+    for name in ("prompts", "at_once", "some", "tokens", "rounds", "threads"):
         if getattr(args, name) < 1:
-            parser.error(f"--{name} is {getattr(args, name)}, allowed is 1 or more")
+            flag = name.replace("_", "-")
+            parser.error(f"--{flag} is {getattr(args, name)}, allowed is 1 or more")
     leave_no_server_behind()
     try:
         report = run(args)

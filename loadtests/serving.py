@@ -85,14 +85,15 @@ class Serving:
 
 @contextlib.contextmanager
 def serving(
-    command: Sequence[str], model: Path, name: str, *more: str
+    command: Sequence[str], model: Path | None, name: str, *more: str
 ) -> Iterator[Serving]:
     """Run a server with `FLAGS`, and stop it in the end.
 
     Args:
         command: `EM_INF` or `STOCK`.
-        model: folder of the model.
-        name: of the model, in requests.
+        model: folder of the model; None for the bundled one, as our server runs it when
+            it is not told any.
+        name: of the model, in requests; the bundled one keeps its own.
         more: further flags.
 
     Raises:
@@ -101,10 +102,11 @@ def serving(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    where = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name]
+    where = ["--host", "127.0.0.1", "--port", str(port)]
+    which = [str(model), "--served-model-name", name] if model else []
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
         process = subprocess.Popen(  # noqa: S603
-            [*command, str(model), *where, *FLAGS, *more],
+            [*command, *which, *where, *FLAGS, *more],
             env={**os.environ, **ENVIRON},
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -102,7 +102,10 @@ def serve(argv: Sequence[str]) -> None:
     serve_parser.description = _DESCRIPTION
     serve_parser.usage = "em-inf serve [MODEL] [any vllm serve flag] [EM-INF flags]"
     add_flags(serve_parser)
-    args = parser.parse_args(["serve", *argv])
+    try:
+        args = parser.parse_args(["serve", *argv])
+    except ValueError as error:  # vLLM's parser: --served-model-name without MODEL, say.
+        raise RefusedStartError(str(error)) from None
 
     if args.model_tag is None and args.model == serve_parser.get_default("model"):
         use_demo_model(args)
