@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,7 @@ class LoadTool:
             for which in ("mean", "p50", "p90", "p95", "p99"):
                 figures[f"{which}_{measure}_ms"] = found.get(f"{which}_{measure}_ms")
         figures["ttft_ms"] = [round(1000 * x, 2) for x in found["ttfts"]]
+        figures["reasons"] = reasons(found["errors"])
         return {"profile": name, "rate": None if saturated else rate, **figures}
 
     def guidellm(self, em_inf: Any) -> list[Any]:
@@ -191,12 +194,21 @@ def read_guidellm(benchmark: dict[str, Any]) -> dict[str, Any]:
         "strategy": benchmark["config"]["strategy"]["type_"],
         "completed": metrics["request_totals"]["successful"],
         "failed": metrics["request_totals"]["errored"],
+        "reasons": reasons(
+            request["info"]["error"] for request in benchmark["requests"]["errored"]
+        ),
     }
     for theirs, ours in names.items():
         values = metrics[theirs]["successful"]
         found[ours] = values["mean"]
         found[f"p95_{ours}"] = values["percentiles"]["p95"]
     return found
+
+
+def reasons(errors: Iterable[str | None]) -> dict[str, int]:
+    """How often each reason was given; a traceback counts as its last line."""
+    lines = [(error or "").strip().splitlines() for error in errors]
+    return dict(Counter(found[-1] for found in lines if found).most_common())
 
 
 def own_errors(server: Serving) -> dict[str, float]:
@@ -243,7 +255,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     limits = (args.ttft_ms / 1000, args.tpot_ms / 1000)
     with (
         tempfile.TemporaryDirectory() as name,
-        serving(EM_INF, DEMO_MODEL, DEMO_MODEL_NAME, "--api-key", key) as server,
+        serving(EM_INF, None, DEMO_MODEL_NAME, "--api-key", key) as server,
     ):
         folder = Path(name)
         known = checker.questions(server.url, key, DEMO_MODEL_NAME, KNOWN_QUESTIONS)

@@ -97,8 +97,10 @@ def failures(result: dict[str, Any], wanted: int) -> list[str]:
             for one in result[tool][mode]:
                 name = one.get("profile") or one.get("strategy")
                 if one["failed"]:
+                    why = ", ".join(f"{n} x {text}" for text, n in one["reasons"].items())
                     found.append(
-                        f"{tool} {name}, {mode}: {one['failed']} requests failed"
+                        f"{tool} {name}, {mode}: {one['failed']} requests failed: "
+                        f"{why or 'no reason is known'}"
                     )
                 if not one["completed"]:
                     found.append(f"{tool} {name}, {mode}: no request was answered")

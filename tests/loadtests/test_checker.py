@@ -9,8 +9,10 @@ import pytest
 
 from loadtests import checker
 from loadtests.checker import Asked, Known, mixed_settings
+from loadtests.load import read_guidellm, reasons
 from loadtests.load_report import failures, http_summary, write_html
 
+REASONS = {"ReadTimeout": 2, "500: no": 1}
 TOM = Known("How many apples has Tom?", "Tom starts with 34.", 7, 0.25)
 ANNA = Known("How many books has Anna?", "Anna starts with 27.", 7, 0.31)
 
@@ -137,8 +139,32 @@ def test_load_test_passes_only_when_all_went_well() -> None:
         assert len(failures(result([*well, bad]), 2)) == 2
     assert failures(result(well, healthy_after=False), 2)
     assert failures(result(well, server_errors={"em_inf_fetch_errors_total": 1.0}), 2)
-    broken = {"profile": "poisson", "completed": 4, "failed": 1}
-    assert failures(result(well, bench={"off": [broken], "on": []}), 2)
+    broken = {"profile": "poisson", "completed": 4, "failed": 3, "reasons": REASONS}
+    assert failures(result(well, bench={"off": [broken], "on": []}), 2) == [
+        "bench poisson, off: 3 requests failed: 2 x ReadTimeout, 1 x 500: no"
+    ]
+
+
+def test_reasons_of_failed_requests_are_kept_by_how_often_they_came() -> None:
+    traceback = "Traceback (most recent call last):\n  File x\nReadTimeout\n"
+    assert reasons(["500: no", "", traceback, None, "ReadTimeout"]) == REASONS
+
+
+def test_guidellm_s_failed_requests_keep_their_reasons() -> None:
+    values = {"successful": {"mean": 1.0, "percentiles": {"p95": 2.0}}}
+    names = ("requests_per_second", "output_tokens_per_second", "time_to_first_token_ms",
+             "inter_token_latency_ms", "time_per_output_token_ms")  # fmt: skip
+    benchmark = {
+        "config": {"strategy": {"type_": "constant"}},
+        "metrics": {
+            "request_totals": {"successful": 4, "errored": 1},
+            **dict.fromkeys(names, values),
+        },
+        "requests": {"successful": [], "errored": [{"info": {"error": "ReadTimeout"}}]},
+    }
+    found = read_guidellm(benchmark)
+    assert (found["completed"], found["failed"]) == (4, 1)
+    assert found["reasons"] == {"ReadTimeout": 1}
 
 
 def test_summary_counts_goodput_by_the_limits() -> None:
