@@ -11,7 +11,9 @@ one contender after another in shuffled order, in a closed loop at temperature 1
 again" is "off" a second time, so that its ratio shows the noise. Ratios are taken within
 a round; printed are their medians with 95 % intervals (bootstrap over rounds). Output
 tokens are counted from `usage`. The server's processor time for each token is there for
-machines that others use at the same time: it feels them less than the clock does.
+machines that others use at the same time: it feels them less than the clock does. So does
+the share of a run's time that the worker itself counted as spent in EM-INF, recording
+included.
 
 vLLM pins both workers to the same core, and a worker spins for a second after each call.
 So while one server works, the other's processes are stopped (SIGSTOP), and each run is
@@ -35,7 +37,6 @@ import statistics
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ from loadtests.environment import where_it_ran
 from loadtests.ratios import Ratio, paired_ratio, spread
 from loadtests.serving import (
     EM_INF,
+    ERRORS,
     FLAGS,
     STOCK,
     ServerFailedError,
@@ -115,11 +117,13 @@ class Run:
         answers: in the order of the requests.
         seconds: from the first request to the last answer.
         cpu_seconds: processor time of all the server's processes meanwhile.
+        em_inf_seconds: time in EM-INF meanwhile, as the worker counts it.
     """
 
     answers: list[Answer]
     seconds: float
     cpu_seconds: float
+    em_inf_seconds: float = 0.0
 
     def figures(self) -> dict[str, float]:
         """Every metric of this run; of latencies the median over its requests."""
@@ -181,11 +185,25 @@ class Bench:
             bodies.append(body if field is None else {**body, "em_inf": field})
         server = self._wake(name)
         asyncio.run(ask_all(server.url, [{**bodies[0], "max_tokens": 2}], 1))
+        em_inf = self._em_inf_seconds() if field else 0.0
         used = server.cpu_seconds()
         answers, seconds = asyncio.run(ask_all(server.url, bodies, asked.concurrency))
         used = server.cpu_seconds() - used
+        em_inf = self._em_inf_seconds() - em_inf if field else 0.0
         check_run(name, answers, asked.tokens)
-        return Run(answers, seconds, used)
+        return Run(answers, seconds, used, em_inf)
+
+    def _em_inf_seconds(self) -> float:
+        """What our server spent in EM-INF so far, which its metrics learn by a report."""
+        short = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": self._questions[0]}],
+            "max_tokens": 1,
+            "em_inf": {"report": "summary"},
+        }
+        asyncio.run(ask_all(self._ours.url, [short], 1))
+        (seconds,) = self._ours.counted("em_inf_processor_seconds_total").values()
+        return seconds
 
     def _wake(self, name: str) -> Serving:
         """The contender's server, running alone."""
@@ -258,12 +276,8 @@ def check_errors(ours: Serving) -> None:
         CheckFailedError: it did.
     """
     ours.go_on()
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(f"{ours.url}/metrics", timeout=60) as response:
-        lines = response.read().decode().splitlines()
-    names = ("em_inf_processor_errors_total", "em_inf_fetch_errors_total")
-    errors = [x for x in lines if x.startswith(names) and float(x.rsplit(" ", 1)[1])]
-    if errors:
+    errors = ours.counted(*ERRORS)
+    if any(errors.values()):
         raise CheckFailedError(f"the server counted errors: {errors}")
 
 
@@ -282,6 +296,7 @@ def measure(bench: Bench, asked: Asked, rounds: int, seconds: float) -> dict[str
     for name in CONTENDERS:
         bench.run(name, asked, 0)  # Warm.
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    shares: dict[str, list[float]] = {n: [] for n, field in CONTENDERS.items() if field}
     entropies: list[float] = []
     names = list(CONTENDERS)
     order = random.Random(asked.concurrency)  # noqa: S311  Of contenders, no secret.
@@ -291,6 +306,8 @@ def measure(bench: Bench, asked: Asked, rounds: int, seconds: float) -> dict[str
         for name in names:
             run = bench.run(name, asked, 1000 + i * asked.requests)
             runs[name].append(run.figures())
+            if name in shares:
+                shares[name].append(run.em_inf_seconds / run.seconds)
             if name == TRACE:
                 entropies += [
                     nats
@@ -307,11 +324,16 @@ def measure(bench: Bench, asked: Asked, rounds: int, seconds: float) -> dict[str
         + [(name, over) for _, name, over, _, _ in BARS]
     }
     print_case(asked, runs, ratios)
+    for name, found in shares.items():
+        print(f"  share of time in EM-INF, {name:22}{statistics.median(found):.4f}")
     return {
         "concurrency": asked.concurrency,
         "requests": asked.requests,
         "rounds": len(runs[OFF]),
         "client_cpu_share": round((time.process_time() - used) / wall, 3),
+        "share_of_time_in_em_inf": {
+            name: spread(found) for name, found in shares.items()
+        },
         "entropy_before_nats": {
             **{
                 f"{q:.0%}": round(float(np.quantile(entropies, q)), 4)

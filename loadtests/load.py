@@ -19,7 +19,6 @@ import secrets
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,7 +27,13 @@ from typing import Any
 from loadtests import checker
 from loadtests.environment import where_it_ran
 from loadtests.load_report import failures, http_summary, write_html
-from loadtests.serving import EM_INF, Serving, leave_no_server_behind, serving
+from loadtests.serving import (
+    EM_INF,
+    ERRORS,
+    Serving,
+    leave_no_server_behind,
+    serving,
+)
 from server.cli import DEMO_MODEL, DEMO_MODEL_NAME
 
 ON = {"n_grad_steps": 15}
@@ -47,7 +52,6 @@ BENCH = (
 """What `vllm bench serve` runs; that command itself does not start from the CPU build."""
 
 MEASURES = ("ttft", "tpot", "itl", "e2el")
-NO_ERRORS = ("em_inf_fetch_errors_total", "em_inf_processor_errors_total")
 
 
 class LoadTool:
@@ -211,19 +215,6 @@ def reasons(errors: Iterable[str | None]) -> dict[str, int]:
     return dict(Counter(found[-1] for found in lines if found).most_common())
 
 
-def own_errors(server: Serving) -> dict[str, float]:
-    """Errors that the server's metrics count, summed over labels."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(f"{server.url}/metrics", timeout=60) as response:
-        lines = response.read().decode().splitlines()
-    totals = dict.fromkeys(NO_ERRORS, 0.0)
-    for line in lines:
-        name, _, value = line.rpartition(" ")
-        if name.partition("{")[0] in totals:
-            totals[name.partition("{")[0]] += float(value)
-    return totals
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, prog="loadtests.load")
@@ -274,7 +265,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for mode, em_inf in modes:
             outcomes = tool.locust(em_inf is not False, folder / "known.json")
             result["http"][mode] = http_summary(outcomes, limits)
-        result["server_errors"] = own_errors(server)
+        result["server_errors"] = server.counted(*ERRORS)
         result["healthy_after"] = server.answers("/health") == 200
         if any(result["server_errors"].values()) and server.log is not None:
             print(server.log.read_text()[-20_000:])

@@ -82,6 +82,23 @@ class Serving:
         except urllib.error.HTTPError as error:
             return error.code
 
+    def counted(self, *names: str) -> dict[str, float]:
+        """What its metrics of these names say, summed over their labels."""
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(f"{self.url}/metrics", timeout=60) as response:
+            lines = response.read().decode().splitlines()
+        totals = dict.fromkeys(names, 0.0)
+        for line in lines:
+            labelled, _, value = line.rpartition(" ")
+            name = labelled.partition("{")[0]
+            if name in totals:
+                totals[name] += float(value)
+        return totals
+
+
+ERRORS = ("em_inf_fetch_errors_total", "em_inf_processor_errors_total")
+"""Metrics of our server that stay 0 where all goes well."""
+
 
 @contextlib.contextmanager
 def serving(

@@ -40,6 +40,10 @@ def test_every_contender_is_measured_with_ratios_in_every_metric(
     for over in ("on / off", "off / stock vLLM", "off again / off"):
         assert set(case["ratios"][over]) == metrics
     assert case["entropy_before_nats"]["100%"] > 0.3
+    shares = case["share_of_time_in_em_inf"]
+    on = {name for name, field in bench_server.CONTENDERS.items() if field}
+    assert set(shares) == on
+    assert all(0 < share["median"] < 1 for share in shares.values())
     bench_server.check_errors(as_serving(server))
 
 
