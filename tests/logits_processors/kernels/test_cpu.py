@@ -90,9 +90,14 @@ def test_first_logit_far_above_the_rest_does_not_overflow_the_sums() -> None:
     assert stats.entropy_before.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_preparing_compiles_and_needs_no_workspace() -> None:
+def test_preparing_compiles_all_that_requests_need_and_no_workspace() -> None:
     assert prepare(512, 8, torch.device("cpu")) is None
-    assert cpu._run_rows.signatures, "compiled before the first request"
+    compiled = list(cpu._run_rows.signatures)
+    assert compiled
+    for num_rows in (1, 3, 8):
+        minimized(torch.zeros(num_rows, 512), Settings())
+        minimized(torch.zeros(9, 600)[:, :512], Settings(), rows=range(num_rows))
+    assert cpu._run_rows.signatures == compiled, "a request had to wait for the compiler"
 
 
 BESIDE_TORCH = """
