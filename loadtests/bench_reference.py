@@ -5,9 +5,9 @@ r"""Our server beside the authors' way of running EM-INF, on the bundled model.
 
 The authors' way, written afresh from the paper and what is known of their code: the
 `generate` of transformers, one prompt after another, with a logits processor that runs
-autograd and torch's Adam for each token. Our server, as
-`em-inf serve` runs that model, has `--at-once` of the prompts under way at any time, over
-HTTP, and answers each in one piece.
+autograd and torch's Adam for each token. Our server, as `em-inf serve` runs that model,
+has `--at-once` of the prompts under way over HTTP, and answers each in one piece.
+
 Both use the same model, prompts, settings (n 5), temperature 1.0 and longest answer, and
 stop at the end of the answer. Each round has all prompts on the server and then a few of
 them the authors' way, in turn; ratios are taken within a round. While the authors' way
