@@ -56,7 +56,7 @@ container-test: ## build the image's CPU target with buildah, and run it; as roo
 	@EM_INF_CONTAINER=yes .venv/bin/python -m pytest tests/container
 
 load: ## load the bundled model's server, EM-INF off and on, and write a report
-	@deploy/install $(BUILD)
+	@deploy/install $(BUILD) dev
 	@$(ADD) deploy/locks/load.txt
 	@.venv/bin/python -m loadtests.load --out load-report $(ARGS)
 
