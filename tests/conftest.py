@@ -1,22 +1,26 @@
 """What every test relies on: fixed seeds, and no help from uninitialised memory.
 
-And real servers on the bundled model, started once for all tests over HTTP.
+And real servers on the bundled model, started once for all tests over HTTP. What those
+need is imported where they start: the kernels' tests run without it (deploy/gpu-check).
 """
+
+from __future__ import annotations
 
 import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
 
-from tests.e2e.receiver import Receiver
-from tests.e2e.serving import CONTEXT, Server
+if TYPE_CHECKING:
+    from tests.e2e.receiver import Receiver
+    from tests.e2e.serving import Server
 
-LONG_CONTEXT = ("--hf-overrides", f'{{"max_position_embeddings": {CONTEXT}}}')
 PRESETS = '{"mild": {"n_grad_steps": 1, "threshold": 0.5}}'
 
 if not torch.cuda.is_available():
@@ -50,6 +54,8 @@ def fixed_seeds() -> None:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """`em-inf serve` without flags, but for a context in which an answer never ends."""
+    from tests.e2e.serving import LONG_CONTEXT, Server
+
     with Server.start(*LONG_CONTEXT) as running:
         yield running
 
@@ -57,6 +63,8 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def receiver() -> Iterator[Receiver]:
     """Where the traces of `operated` go."""
+    from tests.e2e.receiver import Receiver
+
     with Receiver.listen() as listening:
         yield listening
 
@@ -66,6 +74,8 @@ def operated(
     tmp_path_factory: pytest.TempPathFactory, receiver: Receiver
 ) -> Iterator[Server]:
     """Every flag of ours in use, two API servers, a key, and traces."""
+    from tests.e2e.serving import Server
+
     presets: Path = tmp_path_factory.mktemp("presets") / "presets.json"
     presets.write_text(PRESETS)
     flags = ["--em-inf-default", "mild", "--em-inf-presets", str(presets)]
@@ -78,5 +88,7 @@ def operated(
 @pytest.fixture(scope="session")
 def stock() -> Iterator[Server]:
     """Stock vLLM on the same model as `server`, without anything of ours."""
+    from tests.e2e.serving import LONG_CONTEXT, Server
+
     with Server.start_stock(*LONG_CONTEXT, "--no-enable-chunked-prefill") as running:
         yield running

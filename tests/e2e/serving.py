@@ -27,6 +27,7 @@ QUESTION = (
 )
 START_SECONDS = 600
 CONTEXT = 16_384
+LONG_CONTEXT = ("--hf-overrides", f'{{"max_position_embeddings": {CONTEXT}}}')
 ENDLESS = 16_000
 """Output tokens that take longer than any test needs to stop them, also where it shares
 the machine with other tests: an answer that is to be stopped asks for so many."""

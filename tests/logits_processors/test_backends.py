@@ -491,7 +491,9 @@ def test_adding_a_constant_to_a_row_changes_nothing_else(settings: Settings) -> 
     expected, expected_stats = minimized(logits, settings)
     rows, stats = minimized(logits + 32.0, settings)
     assert torch.equal(stats.grad_steps, expected_stats.grad_steps)
-    assert total_variation(rows, expected).max() <= 1e-5
+    # Quotients by a low temperature are large, and rounded to 24 bits, as logits are.
+    rounding = 2.0**-23 * rows.abs().amax(dim=1).double()
+    assert (total_variation(rows, expected) <= rounding.clamp(min=1e-5)).all()
 
 
 # Adaptive temperature -----------------------------------------------------------------
