@@ -111,6 +111,8 @@ def serve(argv: Sequence[str]) -> None:
         use_demo_model(args)
     settings = read_settings(args)
     check_args(args, os.environ)
+    if on_cpu():
+        keep_prompts_whole(args)
     os.environ[SERVER_SETTINGS_VARIABLE] = settings.model_dump_json()
     os.environ[RAY_VARIABLES] = ray_variables(os.environ)
     os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(KEEP_ALIVE_SECONDS))
@@ -185,11 +187,28 @@ def use_demo_model(args: argparse.Namespace) -> None:
         # A step of this model is too short for that; one thread is all it can use.
         args.distributed_executor_backend = IN_PROCESS
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if args.enable_chunked_prefill is None:
-        # The CPU build of vLLM 0.32 dies of a seeded request whose prompt it has split.
-        args.enable_chunked_prefill = False
     # GiB. On a CPU vLLM else asks for nearly all of the memory.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+def keep_prompts_whole(args: argparse.Namespace) -> None:
+    """Turn chunked prefill off, which a CPU's engine does not survive.
+
+    vLLM 0.32's CPU build ends in "CPU Generator does not use offset" when it has split
+    the prompt of a request with a seed, and that ends all other requests as well.
+    Called after vLLM's parser, so that it does not matter how it was asked for: a flag,
+    or a file, whose `enable-chunked-prefill: false` that parser drops.
+
+    Raises:
+        RefusedStartError: chunked prefill was asked for.
+    """
+    if args.enable_chunked_prefill:
+        raise RefusedStartError(
+            "--enable-chunked-prefill is set, and on a CPU vLLM's engine dies, for "
+            "everybody, of the first request with a seed whose prompt it splits. Leave "
+            "it out: chunked prefill is off here."
+        )
+    args.enable_chunked_prefill = False
 
 
 def on_cpu() -> bool:

@@ -203,7 +203,6 @@ def test_demo_model_runs_in_the_engine_s_process_where_one_worker_on_a_cpu_runs_
     args = Namespace(
         served_model_name=None,
         dtype="auto",
-        enable_chunked_prefill=None,
         tensor_parallel_size=1,
         pipeline_parallel_size=1,
         data_parallel_size=1,
@@ -215,3 +214,17 @@ def test_demo_model_runs_in_the_engine_s_process_where_one_worker_on_a_cpu_runs_
     assert os.environ.get("OMP_NUM_THREADS") == (
         "1" if expected == cli.IN_PROCESS else None
     )
+
+
+def test_prompts_stay_whole_on_a_cpu_whatever_the_model() -> None:
+    # Unset is also what vLLM's parser makes of `enable-chunked-prefill: false` in a file.
+    for asked in (None, False):
+        args = Namespace(enable_chunked_prefill=asked)
+        cli.keep_prompts_whole(args)
+        assert args.enable_chunked_prefill is False
+
+
+def test_chunked_prefill_on_a_cpu_is_refused_with_the_reason() -> None:
+    with pytest.raises(cli.RefusedStartError, match="dies, for everybody") as refused:
+        cli.keep_prompts_whole(Namespace(enable_chunked_prefill=True))
+    assert "--enable-chunked-prefill is set" in str(refused.value)
