@@ -12,7 +12,6 @@ import contextlib
 import copy
 import logging
 import math
-import secrets
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any
@@ -29,14 +28,13 @@ from logits_processors.settings import (
     to_extra_args,
 )
 from server import metrics
+from server.choices import merge_choices, params_of_choice
+from server.current import DECLINED
 from server.drain import Drain
 from server.report import EMPTY_COLUMNS, REPORTS, Call, Columns, Report, num_minimized
 from server.tracing import RequestSpans
 
 logger = logging.getLogger("vllm.em_inf")
-
-EM_INF_OFF = "off"
-"""In `extra_args["em_inf"]`: this request turned the server's default off."""
 
 FETCH_TIMEOUT_SECONDS = 30.0
 TICK_SECONDS = 15.0
@@ -79,17 +77,16 @@ class EMInfEngineClient:
         metrics.REQUESTS.labels(settings.method, report.preset).inc()
         self._fetcher.expect_errors()
         call = report.new_call(params.n)
-        base_seed = None
-        if params.n > 1 and settings.report != "none":
-            # vLLM gives choice i the seed of the request plus i, where there is one:
-            # the only trace of a choice's index that reaches the worker.
-            if params.seed is None:
-                params.seed = secrets.randbits(31)
-            base_seed = params.seed
-        params.extra_args[EXTRA_ARGS_KEY] = to_extra_args(settings, call.key, base_seed)
-        outputs = self._inner.generate(prompt, params, request_id, **kwargs)
         if settings.report == "none":
-            return outputs
+            params.extra_args[EXTRA_ARGS_KEY] = to_extra_args(settings, call.key)
+            return self._inner.generate(prompt, params, request_id, **kwargs)
+        streams = []
+        for index, key in enumerate(call.keys):
+            child = params_of_choice(params, index) if params.n > 1 else params
+            child.extra_args[EXTRA_ARGS_KEY] = to_extra_args(settings, key)
+            streams.append(self._inner.generate(prompt, child, request_id, **kwargs))
+        final_only = params.output_kind == RequestOutputKind.FINAL_ONLY
+        outputs = merge_choices(streams, final_only) if params.n > 1 else streams[0]
         return self._with_statistics(outputs, params, report, call, request_id)
 
     def _prepare(
@@ -98,13 +95,10 @@ class EMInfEngineClient:
         """Sampling parameters of our own to write to, and the report if EM-INF is on."""
         value = (sampling_params.extra_args or {}).get(EXTRA_ARGS_KEY)
         server = server_settings()
-        if value is None and not server.enabled_by_default:
+        if value is None and (DECLINED.get() or not server.enabled_by_default):
             return sampling_params, None
         params = copy.copy(sampling_params)
         params.extra_args = dict(sampling_params.extra_args or {})
-        if value == EM_INF_OFF:
-            del params.extra_args[EXTRA_ARGS_KEY]
-            return params, None
         if value is None:
             # A route without the field: the server's default applies.
             return params, Report(server.default, server.default_preset or "default")
@@ -131,7 +125,7 @@ class EMInfEngineClient:
                         call.num_tokens[choice.index] = so_far + len(choice.token_ids)
                     if output.finished:
                         began, began_ns = time.perf_counter(), time.time_ns()
-                        call.columns = await self._fetcher.fetch(call.key)
+                        call.columns = await self._columns(call)
                         fetched = True
                         metrics.FETCH_SECONDS.observe(time.perf_counter() - began)
                         _trim(call)
@@ -141,9 +135,21 @@ class EMInfEngineClient:
                     yield output
         finally:
             if not fetched:
-                self._fetcher.forget(call.key)
+                for key in call.keys:
+                    self._fetcher.forget(key)
                 if self._spans is not None:
                     self._spans.forget(request_id)
+
+    async def _columns(self, call: Call) -> dict[int, Columns] | None:
+        """Figures of each choice of a call; None where one could not be fetched."""
+        found = await asyncio.gather(*(self._fetcher.fetch(key) for key in call.keys))
+        columns = {}
+        for index, record in enumerate(found):
+            if record is None:
+                return None
+            if record:
+                columns[index] = record[0]
+        return columns
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """As vLLM's, and refuses everything while the server is stopping."""

@@ -34,7 +34,6 @@ from logits_processors.settings import (
     to_extra_args,
 )
 from server import metrics
-from server.engine_client import EM_INF_OFF
 from server.report import Report, report_body
 
 
@@ -102,18 +101,20 @@ class EMInfRequestMixin(BaseModel):
         """Where this request's statistics gather; None where EM-INF is off."""
         return self._em_inf_report
 
+    @property
+    def em_inf_declined(self) -> bool:
+        """Whether EM-INF is off for this request, by its own word or the default."""
+        return self._em_inf_report is None
+
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
         """vLLM's sampling parameters, with the worker's settings in `extra_args`."""
         params: SamplingParams = super().to_sampling_params(  # type: ignore[misc]
             *args, **kwargs
         )
         report = self._em_inf_report
-        if report is not None:
-            value: Any = to_extra_args(report.settings, report.key)
-        elif server_settings().enabled_by_default:
-            value = EM_INF_OFF
-        else:
+        if report is None:
             return params
+        value = to_extra_args(report.settings, report.key)
         params.extra_args = {**(params.extra_args or {}), EXTRA_ARGS_KEY: value}
         return params
 
@@ -124,7 +125,17 @@ def refuse_field_of(body: Any) -> None:
     Raises:
         EMInfRequestError: it has it.
     """
-    if isinstance(body, dict) and body.get("em_inf") is not None:
+    if not isinstance(body, dict):
+        return
+    params = body.get("sampling_params")
+    extra_args = params.get("extra_args") if isinstance(params, dict) else None
+    if isinstance(extra_args, dict) and EXTRA_ARGS_KEY in extra_args:
+        raise _refuse(
+            f"sampling_params.extra_args.{EXTRA_ARGS_KEY}",
+            "is not allowed; it is the server's own way to the worker. Use em_inf on "
+            "/v1/chat/completions, /v1/completions or /v1/responses",
+        )
+    if body.get("em_inf") is not None:
         raise _refuse(
             "em_inf",
             "is not allowed on this route, where the server's default applies; use "

@@ -22,7 +22,7 @@ class Call:
     """One engine request of a user's request, and what became of it.
 
     Attributes:
-        key: names its statistics in the worker.
+        key: names it among all calls.
         num_choices: how many choices it samples (n).
         num_tokens: choice index to output tokens that the client got.
         columns: choice index to figures; None until, or unless, they could be fetched.
@@ -32,6 +32,11 @@ class Call:
     num_choices: int
     num_tokens: dict[int, int] = field(default_factory=dict)
     columns: dict[int, Columns] | None = None
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the statistics of each choice in the worker."""
+        return [f"{self.key}-{index}" for index in range(self.num_choices)]
 
 
 class Report:

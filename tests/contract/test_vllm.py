@@ -2,10 +2,11 @@
 
 import inspect
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from vllm import SamplingParams
+from vllm import SamplingParams, entrypoints
 from vllm.config import ModelConfig
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.cli.serve import ServeSubcommand
@@ -139,3 +140,27 @@ def test_request_spans_carry_the_id_that_generate_was_given() -> None:
     assert SpanAttributes.GEN_AI_REQUEST_ID == "gen_ai.request.id"
     source = inspect.getsource(OutputProcessor.do_tracing)
     assert "GEN_AI_REQUEST_ID: req_state.external_req_id" in source
+
+
+def test_every_engine_request_of_vllms_server_goes_through_a_handlers_engine_client() -> (
+    None
+):
+    # `server.plugin.holders` replaces it there. A new file wants a look: where does its
+    # client come from, and is its route one that takes or refuses `em_inf`?
+    root = Path(entrypoints.__file__).parent
+    found = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        if "engine_client.generate(" in path.read_text()
+    }
+    assert found <= {
+        "generate/beam_search/online.py",
+        "generate/label_reads.py",
+        "openai/chat_completion/batch_serving.py",
+        "openai/chat_completion/serving.py",
+        "openai/completion/serving.py",
+        "openai/responses/serving.py",
+        "scale_out/token_in_token_out/serving.py",
+        "speech_to_text/base/serving.py",
+        "speech_to_text/realtime/connection.py",
+    }

@@ -50,6 +50,26 @@ def test_beam_search_under_a_default_is_refused_with_the_way_out(
     assert "em_inf: false" in refused.json["error"]["message"]
 
 
+def test_beam_search_without_em_inf_runs_without_it(operated: Server) -> None:
+    def requests_with_em_inf() -> float:
+        found = operated.metrics().items()
+        return sum(n for name, n in found if name.startswith("em_inf_requests_total"))
+
+    before = requests_with_em_inf()
+    answer = operated.chat(False, use_beam_search=True, n=2, max_tokens=8)
+    assert answer.status == 200
+    assert len(answer.json["choices"]) == 2
+    assert requests_with_em_inf() == before
+
+
+def test_settings_within_sampling_parameters_are_refused(operated: Server) -> None:
+    nested = {"extra_args": {"em_inf": "off"}, "max_tokens": 4}
+    body = {"token_ids": [5, 6], "sampling_params": nested}
+    refused = operated.post("/inference/v1/generate", body)
+    assert refused.status == 400
+    assert refused.json["error"]["param"] == "sampling_params.extra_args.em_inf"
+
+
 def test_other_routes_take_the_default_and_are_counted(operated: Server) -> None:
     before = operated.metrics()
     chat: dict[str, Any] = {"model": DEMO_MODEL_NAME, "max_tokens": 20, "temperature": 0}
