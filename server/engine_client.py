@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.datastructures import State
@@ -31,15 +30,9 @@ from server import metrics
 from server.choices import merge_choices, params_of_choice
 from server.current import DECLINED
 from server.drain import Drain
+from server.fetch import StatisticsFetcher
 from server.report import EMPTY_COLUMNS, REPORTS, Call, Columns, Report, num_minimized
 from server.tracing import RequestSpans
-
-logger = logging.getLogger("vllm.em_inf")
-
-FETCH_TIMEOUT_SECONDS = 30.0
-TICK_SECONDS = 15.0
-TICK_AFTER_REQUEST_SECONDS = 900.0
-"""How long after the last request with EM-INF on its errors may still come up."""
 
 
 class EMInfEngineClient:
@@ -176,115 +169,6 @@ class EMInfEngineClient:
     async def status(self) -> list[dict[str, Any]]:
         """What each worker's processor says of itself; empty objects where none is."""
         return await self._fetcher.call_workers("em_inf_status")
-
-
-class StatisticsFetcher:
-    """Fetches finished records from the workers, many keys to a call.
-
-    One call is under way at a time; keys that come up meanwhile go with the next.
-    """
-
-    def __init__(self, engine_client: Any) -> None:
-        self._engine_client = engine_client
-        self._waiting: dict[str, asyncio.Future[dict[int, Columns] | None]] = {}
-        self._unwanted: list[str] = []
-        self._task: asyncio.Task[None] | None = None
-        self._ticker: asyncio.Task[None] | None = None
-        self._last_request = -math.inf
-
-    async def fetch(self, key: str) -> dict[int, Columns] | None:
-        """The figures under a key by choice; None where they could not be fetched."""
-        future = asyncio.get_running_loop().create_future()
-        self._waiting[key] = future
-        self._start()
-        return await future
-
-    def forget(self, key: str) -> None:
-        """Have the worker drop a key whose client went away."""
-        self._unwanted.append(key)
-        self._start()
-
-    def expect_errors(self) -> None:
-        """Note that a request has EM-INF on, whose errors the next ticks will fetch."""
-        self._last_request = time.monotonic()
-
-    def start_ticking(self) -> None:
-        """Call the workers every now and then, for the errors that they counted.
-
-        Only while there may be some: vLLM's workers spin for a second after each call.
-        """
-        self._ticker = asyncio.get_running_loop().create_task(self._tick())
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            if time.monotonic() - self._last_request < TICK_AFTER_REQUEST_SECONDS:
-                self._unwanted.append("")
-                self._start()
-
-    async def call_workers(self, method: str, *args: Any) -> list[Any]:
-        """Call a method of the worker extension everywhere.
-
-        vLLM's own `collective_rpc` answers for the first data-parallel engine only.
-
-        Returns:
-            One result for each worker of each engine.
-        """
-        by_engine = await self._call_engines(method, *args)
-        return [result for results in by_engine for result in results]
-
-    async def _call_engines(self, method: str, *args: Any) -> list[list[Any]]:
-        core = self._engine_client.engine_core
-        call = core.call_utility_all_async("collective_rpc", method, None, args, None)
-        return await asyncio.wait_for(call, FETCH_TIMEOUT_SECONDS)
-
-    def _start(self) -> None:
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._fetch_all())
-
-    async def _fetch_all(self) -> None:
-        while self._waiting or self._unwanted:
-            waiting, self._waiting = self._waiting, {}
-            unwanted, self._unwanted = self._unwanted, []
-            records: dict[str, dict[int, Columns]] | None = None
-            try:
-                answers = await self._call_engines("em_inf_pop", [*waiting, *unwanted])
-                records = _merge(answers)
-            except Exception:
-                # The engine's own health is vLLM's to watch; the answer itself is good.
-                metrics.FETCH_ERRORS.inc()
-                logger.exception("EM-INF statistics could not be fetched")
-            for key, future in waiting.items():
-                if not future.done():
-                    future.set_result(None if records is None else records.get(key, {}))
-
-
-def _merge(
-    answers: Iterable[Sequence[dict[str, Any]]],
-) -> dict[str, dict[int, Columns]]:
-    """One view of what all workers answered.
-
-    Ranks of one engine sample the same rows, so the fullest record of a choice stands for
-    all; under batch-sharded sampling each rank has its own requests. Errors and times are
-    counted for each engine as its worst rank saw them.
-    """
-    merged: dict[str, dict[int, Columns]] = {}
-    for ranks in answers:
-        errors: dict[str, int] = {}
-        for answer in ranks:
-            for kind, count in answer["errors"].items():
-                errors[kind] = max(count, errors.get(kind, 0))
-            for key, choices in answer["records"].items():
-                known = merged.setdefault(key, {})
-                for choice, columns in choices.items():
-                    index = int(choice)
-                    if len(columns[0]) > len(known.get(index, [[]])[0]):
-                        known[index] = columns
-        for kind, count in errors.items():
-            metrics.PROCESSOR_ERRORS.labels(kind).inc(count)
-        metrics.PROCESSOR_SECONDS.inc(max((a["seconds"] for a in ranks), default=0.0))
-        metrics.PROCESSOR_CALLS.inc(max((a["calls"] for a in ranks), default=0))
-    return merged
 
 
 def _trim(call: Call) -> None:

@@ -69,8 +69,11 @@ def test_v2_context_has_the_fields_that_we_read() -> None:
 
 
 @pytest.mark.parametrize("client", [AsyncMPClient, DPAsyncMPClient])
-def test_engine_clients_can_call_every_engine(client: type) -> None:
-    assert inspect.iscoroutinefunction(client.call_utility_all_async)
+def test_engine_clients_can_call_one_engine(client: type) -> None:
+    assert inspect.iscoroutinefunction(client._call_utility_async)
+    assert "engine" in inspect.signature(client._call_utility_async).parameters
+    # Which names the engines there are, `server.fetch` reads.
+    assert "self.core_engines" in inspect.getsource(client.call_utility_all_async)
 
 
 def test_choices_of_one_request_have_seeds_that_count_up() -> None:

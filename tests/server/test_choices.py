@@ -79,15 +79,16 @@ class Engine:
     def __init__(self) -> None:
         self.asked: list[SamplingParams] = []
         self.engine_core = self
+        self.core_engines = [0]
 
     def generate(self, _prompt: Any, params: SamplingParams, _id: str) -> Any:
         self.asked.append(params)
         return stream(f"choice {len(self.asked)}")
 
-    async def call_utility_all_async(self, *args: Any) -> list[Any]:
+    async def _call_utility_async(self, *args: Any, engine: int) -> list[Any]:
         (keys,) = args[3]
         records = {key: {0: FIGURES} for key in keys}
-        return [[{"records": records, "errors": {}, "seconds": 0.0, "calls": 0}]]
+        return [{"records": records, "errors": {}, "seconds": 0.0, "calls": 0}]
 
 
 def asked_of_the_engine(**params: Any) -> list[SamplingParams]:

@@ -1,4 +1,4 @@
-"""The way back of the statistics: who merges, trims and fetches them."""
+"""The way back of the statistics: who fetches, merges and trims them."""
 
 import asyncio
 import inspect
@@ -10,8 +10,9 @@ from prometheus_client import REGISTRY
 from starlette.datastructures import State
 
 from logits_processors import processor, recorder
-from server import engine_client
-from server.engine_client import StatisticsFetcher, _merge, _trim
+from server import engine_client, fetch
+from server.engine_client import _trim
+from server.fetch import StatisticsFetcher, merge_ranks
 from server.metrics import PROCESSOR_ERROR_KINDS
 from server.plugin import _loaded_status
 from server.report import Call
@@ -22,15 +23,16 @@ class Engines:
 
     def __init__(self, *answers: list[dict[str, Any]]) -> None:
         self.engine_core = self
+        self.core_engines = list(range(len(answers)))
         self.answers = list(answers)
         self.calls: list[tuple[Any, ...]] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def call_utility_all_async(self, *args: Any) -> list[Any]:
+    async def _call_utility_async(self, *args: Any, engine: int) -> list[Any]:
         self.calls.append(args)
         await self.gate.wait()
-        return self.answers
+        return self.answers[engine]
 
 
 def rank(records: dict[str, Any], **errors: int) -> dict[str, Any]:
@@ -48,31 +50,27 @@ def errors_counted() -> float:
 
 def test_ranks_of_one_engine_count_once() -> None:
     same = rank({"key": {0: columns(3)}})
-    assert _merge([[same, same]]) == {"key": {0: columns(3)}}
-
-
-def test_data_parallel_engines_add_up() -> None:
-    one, two = rank({"a": {0: columns(1)}}), rank({"b": {0: columns(2)}})
-    assert _merge([[one], [two]]) == {"a": {0: columns(1)}, "b": {0: columns(2)}}
+    assert merge_ranks([same, same]) == {"key": {0: columns(3)}}
 
 
 def test_rank_with_more_tokens_wins() -> None:
-    answers = [[rank({"key": {0: columns(0)}}), rank({"key": {0: columns(2)}})]]
-    assert _merge(answers)["key"][0] == columns(2)
+    answers = [rank({"key": {0: columns(0)}}), rank({"key": {0: columns(2)}})]
+    assert merge_ranks(answers)["key"][0] == columns(2)
 
 
 def test_stages_that_do_not_sample_change_nothing() -> None:
     # Pipeline parallel: the first stages have no processor, the last one's ranks agree.
     last = rank({"key": {0: columns(3)}}, apply=1)
     before = errors_counted()
-    assert _merge([[rank({}), rank({}), last, last]]) == {"key": {0: columns(3)}}
+    ranks = [rank({}), rank({}), last, last]
+    assert merge_ranks(ranks) == {"key": {0: columns(3)}}
     assert errors_counted() - before == 1
 
 
 def test_ranks_that_share_a_batch_out_are_joined() -> None:
     # Batch-sharded sampling: each rank sampled requests of its own.
     ranks = [rank({"a": {0: columns(2)}}), rank({"b": {0: columns(1)}})]
-    assert _merge([ranks]) == {"a": {0: columns(2)}, "b": {0: columns(1)}}
+    assert merge_ranks(ranks) == {"a": {0: columns(2)}, "b": {0: columns(1)}}
 
 
 def test_status_is_that_of_a_worker_that_samples() -> None:
@@ -88,7 +86,8 @@ def test_status_is_that_of_a_worker_that_samples() -> None:
 def test_errors_count_once_for_an_engine_and_add_up_over_engines() -> None:
     before = errors_counted()
     engine = [rank({}, apply=2), rank({}, apply=2)]
-    _merge([engine, [rank({}, apply=1)]])
+    for ranks in (engine, [rank({}, apply=1)]):
+        merge_ranks(ranks)
     assert errors_counted() - before == 3
 
 
@@ -122,11 +121,11 @@ def test_keys_that_come_up_during_a_call_go_together_with_the_next() -> None:
 
 def test_engine_that_fails_to_answer_leaves_the_answer_without_figures() -> None:
     class Broken(Engines):
-        async def call_utility_all_async(self, *args: Any) -> list[Any]:
+        async def _call_utility_async(self, *args: Any, engine: int) -> list[Any]:
             raise RuntimeError("no answer")
 
     async def scenario() -> Any:
-        fetcher = StatisticsFetcher(Broken())
+        fetcher = StatisticsFetcher(Broken([]))
         return await fetcher.fetch("a")
 
     before = REGISTRY.get_sample_value("em_inf_fetch_errors_total") or 0
@@ -141,11 +140,51 @@ def test_unknown_key_has_no_figures() -> None:
     assert asyncio.run(scenario()) == {}
 
 
+class OneBusy(Engines):
+    """Its second engine answers only once the gate is opened."""
+
+    async def _call_utility_async(self, *args: Any, engine: int) -> list[Any]:
+        if engine == 1:
+            await self.gate.wait()
+        return self.answers[engine]
+
+
+def test_answer_waits_for_its_own_engine_only() -> None:
+    async def scenario() -> list[Any]:
+        ours = {"a": {0: columns(1)}, "b": {0: columns(2)}}
+        engines = OneBusy([rank(ours)], [rank({"c": {0: columns(3)}})])
+        engines.gate.clear()
+        fetcher = StatisticsFetcher(engines)
+        neighbour = asyncio.create_task(fetcher.fetch("c"))
+        async with asyncio.timeout(60):
+            found = [await fetcher.fetch("a"), await fetcher.fetch("b")]
+        assert not neighbour.done()
+        engines.gate.set()
+        return [*found, await neighbour]
+
+    expected = [{0: columns(1)}, {0: columns(2)}, {0: columns(3)}]
+    assert asyncio.run(scenario()) == expected
+
+
+def test_key_that_no_engine_has_waits_for_all_and_is_lost_where_one_failed() -> None:
+    class OneBroken(Engines):
+        async def _call_utility_async(self, *args: Any, engine: int) -> list[Any]:
+            if engine == 1:
+                raise RuntimeError("no answer")
+            return self.answers[engine]
+
+    async def scenario() -> list[Any]:
+        fetcher = StatisticsFetcher(OneBroken([rank({"a": {0: columns(1)}})], []))
+        return [await fetcher.fetch("a"), await fetcher.fetch("unknown")]
+
+    assert asyncio.run(scenario()) == [{0: columns(1)}, None]
+
+
 @pytest.mark.parametrize("asked", [False, True])
 def test_workers_are_left_alone_until_somebody_asks_for_em_inf(
     asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_client, "TICK_SECONDS", 0.0)
+    monkeypatch.setattr(fetch, "TICK_SECONDS", 0.0)
 
     async def scenario() -> bool:
         engines = Engines([rank({})])
@@ -176,7 +215,8 @@ def test_times_count_once_for_an_engine_and_add_up_over_engines() -> None:
 
     before = counted()
     slow = {**rank({}), "seconds": 0.75}
-    _merge([[rank({}), slow], [rank({})]])
+    for ranks in ([rank({}), slow], [rank({})]):
+        merge_ranks(ranks)
     assert counted() == [before[0] + 1.25, before[1] + 6]
 
 
