@@ -189,12 +189,8 @@ def _trim(call: Call) -> None:
 def _observe(call: Call) -> None:
     """Feed the metrics with a finished call's figures."""
     for before, after, steps, temperatures in (call.columns or {}).values():
-        for nats in before:
-            if nats == nats:
-                metrics.ENTROPY_BEFORE.observe(nats)
-        for nats in after:
-            if nats == nats:
-                metrics.ENTROPY_AFTER.observe(nats)
+        metrics.observe_all(metrics.ENTROPY_BEFORE, before)
+        metrics.observe_all(metrics.ENTROPY_AFTER, after)
         metrics.TOKENS.inc(len(before))
         metrics.TOKENS_MINIMIZED.inc(num_minimized(steps, temperatures))
         metrics.GRAD_STEPS.inc(sum(n for n in steps if n == n))

@@ -202,9 +202,8 @@ REQUEST_MODELS: dict[str, type[BaseModel]] = {
 
 def add_to_json(response: JSONResponse, report: Report, one_choice: bool) -> None:
     """Put `em_inf` into a finished response's body, in place."""
-    body = json.loads(bytes(response.body))
-    body["em_inf"] = report_body(report, one_choice)
-    response.body = response.render(body)
+    rendered = _dump(report_body(report, one_choice)).encode()
+    response.body = _spliced(bytes(response.body), rendered)
     response.headers["content-length"] = str(len(response.body))
 
 
@@ -251,9 +250,22 @@ def _may_be_last(chunk: str | bytes) -> bool:
 
 
 def _patched(chunk: str | bytes, report: Report) -> str:
-    body = json.loads(_text(chunk).removeprefix("data: "))
-    body["em_inf"] = report_body(report, one_choice=False)
-    return f"data: {_dump(body)}\n\n"
+    data = _text(chunk).removeprefix("data: ").encode()
+    rendered = _dump(report_body(report, one_choice=False)).encode()
+    return f"data: {_spliced(data, rendered).decode()}\n\n"
+
+
+def _spliced(body: bytes, rendered: bytes) -> bytes:
+    """A JSON object with `em_inf` as its last member, without parsing or rendering it.
+
+    Args:
+        body: the object, with members of vLLM's.
+        rendered: the value of `em_inf`, as JSON.
+    """
+    before, brace, after = body.rpartition(b"}")
+    assert brace, "a body of vLLM's is one JSON object"
+    assert not after.strip(), "nothing follows it"
+    return before + b',"em_inf":' + rendered + b"}"
 
 
 async def add_to_event_stream(

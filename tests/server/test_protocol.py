@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from fastapi.responses import JSONResponse
 
 from logits_processors.settings import Settings
-from server.protocol import add_to_event_stream, add_to_stream
+from server.protocol import add_to_event_stream, add_to_json, add_to_stream
 from server.report import Report, report_body
 
 
@@ -149,3 +150,15 @@ def test_event_that_ends_a_responses_stream_is_changed(kind: str) -> None:
     body = json.loads(data.removeprefix("data: "))
     assert body["response"]["id"] == "x"
     assert body["response"]["em_inf"]["choices"][0]["tokens"] == 2
+
+
+def test_finished_body_keeps_every_byte_and_gains_the_field() -> None:
+    text = 'ends in braces }} and "quotes"\n'
+    response = JSONResponse({"choices": [{"text": text}], "usage": {"total": 1}})
+    before = bytes(response.body)
+    add_to_json(response, report_of(COLUMNS), one_choice=False)
+    assert bytes(response.body).startswith(before[:-1] + b',"em_inf":')
+    body = json.loads(bytes(response.body))
+    assert body.pop("em_inf")["choices"][0]["tokens"] == 2
+    assert body == json.loads(before)
+    assert response.headers["content-length"] == str(len(response.body))
