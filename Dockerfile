@@ -67,7 +67,7 @@ EXPOSE 8000
 # name wins, so all of this can be changed behind IMAGE.
 ENTRYPOINT ["em-inf", "serve", "--shutdown-timeout", "20"]
 HEALTHCHECK --start-period=15m --interval=30s --timeout=30s --retries=3 \
-  CMD ["em-inf-health"]
+  CMD ["em-inf-health", "--ready"]
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="em-inf" \
@@ -106,7 +106,7 @@ USER 10001:0
 EXPOSE 8000
 ENTRYPOINT ["em-inf", "serve", "--shutdown-timeout", "20"]
 HEALTHCHECK --start-period=15m --interval=30s --timeout=30s --retries=3 \
-  CMD ["em-inf-health"]
+  CMD ["em-inf-health", "--ready"]
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="em-inf" \

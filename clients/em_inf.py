@@ -35,7 +35,7 @@ class EMInf(Mapping[str, Any]):
         method: "gradient" (EM-INF proper) or "adaptive_temperature".
         n_grad_steps: at most so many Adam steps for each token; a server allows 64
             unless its operator changed that.
-        learning_rate: logits per step, above 0, at most 10.
+        learning_rate: logits per step, above 0, at most 1.
         threshold: nats, at least 0; a token of lower entropy is left alone.
         kl_weight: weight of KL(p0 || p), 0 to 100.
         target_ratio: of adaptive temperature, above 0, at most 1.

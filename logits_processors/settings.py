@@ -55,7 +55,8 @@ class Settings(BaseModel):
     n_grad_steps: Annotated[int, Field(ge=0)] = Field(
         5, description="At most so many Adam steps for each token; 0 takes none."
     )
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(
+    # Above 2 float32 decides where steps of this size end, and not the method.
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1, description="Adam's learning rate, in logits per step."
     )
     threshold: Annotated[float, Field(ge=0)] = Field(

@@ -125,7 +125,13 @@ def _after(reply: Reply) -> Tempered:
 
 
 def _tempered(reply: Reply, tau: float) -> Tempered:
-    """At a temperature; tokens whose figures were lost are left out."""
+    """At a temperature; tokens whose figures were lost are left out.
+
+    Raises:
+        UnmatchedError: all of them were.
+    """
+    if len(reply.entropies) != len(reply.top):
+        raise UnmatchedError("not matched: the server lost an answer's entropies")
     pairs = zip(reply.top, reply.entropies, strict=True)
     known = [(top, entropy) for top, entropy in pairs if entropy is not None and top]
     return sum((tempered(top, entropy, tau) for top, entropy in known), NOTHING)

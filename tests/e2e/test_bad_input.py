@@ -57,7 +57,7 @@ def wrong() -> Iterator[tuple[str, str]]:
     yield '{"n_grad_steps": 65}', "em_inf.n_grad_steps"
     yield '{"n_grad_steps": 1' + "0" * 400 + "}", "em_inf.n_grad_steps"
     yield '{"learning_rate": 0}', "em_inf.learning_rate"
-    yield '{"learning_rate": 10.001}', "em_inf.learning_rate"
+    yield '{"learning_rate": 1.001}', "em_inf.learning_rate"
     yield '{"kl_weight": 100.1}', "em_inf.kl_weight"
     yield '{"target_ratio": 0.5}', "em_inf.target_ratio"
     for value in ("0", "1.01", '"half"', "NaN"):

@@ -128,8 +128,8 @@ IN_RANGE = [
     ("n_grad_steps", 0),
     ("n_grad_steps", 64),
     ("learning_rate", 1e-300),
-    ("learning_rate", 10),
-    ("learning_rate", 10.0),
+    ("learning_rate", 1),
+    ("learning_rate", 1.0),
     ("threshold", 0),
     ("threshold", 0.0),
     ("threshold", 1e308),
@@ -153,7 +153,7 @@ def test_target_ratio_at_the_edge_of_its_range_is_taken(value: float) -> None:
 
 METHODS = "it must be one of 'gradient', 'adaptive_temperature'"
 STEPS = "it must be an integer of at least 0 and at most 64"
-RATE = "it must be a finite number above 0 and at most 10"
+RATE = "it must be a finite number above 0 and at most 1"
 THRESHOLD = "it must be a finite number of at least 0"
 WEIGHT = "it must be a finite number of at least 0 and at most 100"
 RATIO = "it must be a finite number above 0 and at most 1"
@@ -197,7 +197,7 @@ REFUSED: list[tuple[str, Any, str, str]] = [
     ("n_grad_steps", 2**63, str(2**63), STEPS),
     ("learning_rate", 0, "0", RATE),
     ("learning_rate", -0.1, "-0.1", RATE),
-    ("learning_rate", 10.1, "10.1", RATE),
+    ("learning_rate", 1.1, "1.1", RATE),
     ("threshold", -1e-9, "-1e-09", THRESHOLD),
     ("kl_weight", -1, "-1", WEIGHT),
     ("kl_weight", 100.5, "100.5", WEIGHT),
@@ -569,7 +569,7 @@ def test_file_of_presets_that_is_no_json_object_is_refused(
     ("name", "bounds"),
     [
         ("n_grad_steps", {"minimum": 0, "maximum": 64}),
-        ("learning_rate", {"exclusiveMinimum": 0, "maximum": 10}),
+        ("learning_rate", {"exclusiveMinimum": 0, "maximum": 1}),
         ("threshold", {"minimum": 0}),
         ("kl_weight", {"minimum": 0, "maximum": 100}),
         ("target_ratio", {"exclusiveMinimum": 0, "maximum": 1}),
@@ -654,7 +654,7 @@ def test_response_shows_the_settings_that_the_method_reads(
 gradient_settings = st.builds(
     Settings,
     n_grad_steps=st.integers(0, 64),
-    learning_rate=st.floats(0, 10, exclude_min=True),
+    learning_rate=st.floats(0, 1, exclude_min=True),
     threshold=st.floats(0, 1e300),
     kl_weight=st.floats(0, 100),
     report=st.sampled_from(["none", "summary", "trace"]),
