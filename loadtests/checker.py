@@ -3,7 +3,9 @@
 The right text of every question is asked for beforehand, greedily and alone. Under load,
 each request carries a nonce of its own as request id (or in a prompt that is echoed) and
 a threshold of its own, and its answer must bring back all three: the id, the settings and
-the words, with the entropies of just those words.
+the words, with the entropies of just those words. Which words EM-INF has to touch at
+that threshold follows from their entropies; a worker that does nothing, or that runs one
+request with the settings of another, touches others.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ NEAR_TIE_NATS = 0.1
 ENTROPY_NATS = 2e-3
 """How far an answer's mean entropy may be from the one asked for alone."""
 
+TOUCHED_NATS = 0.35
+"""An entropy that every threshold of `mixed_settings` is below."""
+
 
 @dataclass(frozen=True)
 class Known:
@@ -35,13 +40,18 @@ class Known:
         question: what to ask.
         text: the greedy answer, of at most `MAX_TOKENS` tokens.
         tokens: how many it has.
-        entropy: mean entropy of its tokens before EM-INF, in nats.
+        entropies: of each token before EM-INF, in nats.
     """
 
     question: str
     text: str
     tokens: int
-    entropy: float
+    entropies: tuple[float, ...]
+
+    @property
+    def entropy(self) -> float:
+        """Mean over the tokens, in nats."""
+        return sum(self.entropies) / len(self.entropies)
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class Asked:
             return f"text {text!r} for {self.known.text!r}"
         if tokens != self.known.tokens:
             return f"{tokens} tokens for {self.known.tokens}"
-        return self._wrong_report(em_inf, self.known.tokens, self.known.entropy)
+        return self._wrong_report(em_inf, self.known.tokens, self.known.entropies)
 
     def wrong_echo(
         self, answer_id: str, text: str, tokens: int, em_inf: dict[str, Any] | None
@@ -102,7 +112,10 @@ class Asked:
         return self._wrong_report(em_inf, tokens, None)
 
     def _wrong_report(
-        self, em_inf: dict[str, Any] | None, tokens: int, entropy: float | None
+        self,
+        em_inf: dict[str, Any] | None,
+        tokens: int,
+        entropies: Sequence[float] | None,
     ) -> str | None:
         if self.em_inf is None or em_inf is None:
             same = em_inf is None and self.em_inf is None
@@ -112,10 +125,42 @@ class Asked:
         (choice,) = em_inf["choices"]
         if choice.get("tokens") != tokens or "tokens_not_recorded" in choice:
             return f"report {choice} for {tokens} tokens"
+        if entropies is None:
+            return None
         found = choice["mean_entropy_before"]
-        if entropy is not None and abs(found - entropy) > ENTROPY_NATS:
-            return f"mean entropy {found} for {entropy}"
-        return None
+        if abs(found - self.known.entropy) > ENTROPY_NATS:
+            return f"mean entropy {found} for {self.known.entropy}"
+        return _wrong_work(choice, self.em_inf, entropies)
+
+
+def _wrong_work(
+    choice: dict[str, Any], settings: dict[str, Any], entropies: Sequence[float]
+) -> str | None:
+    """What shows that EM-INF did not do what these settings ask; None if nothing.
+
+    Args:
+        choice: figures of the answer's only choice.
+        settings: a threshold, and a step count for the method that has one.
+        entropies: of each token before EM-INF, as asked for alone, in nats.
+    """
+    threshold = settings["threshold"]
+    touched = choice["tokens_minimized"]
+    least, most = (
+        sum(nats >= threshold + slack for nats in entropies)
+        for slack in (ENTROPY_NATS, -ENTROPY_NATS)
+    )
+    if not least <= touched <= most:
+        return f"{touched} tokens minimized at {threshold}, not {least} to {most}"
+    if "n_grad_steps" in settings:
+        steps = choice["grad_steps"]
+        if not touched <= steps <= touched * settings["n_grad_steps"]:
+            return f"{steps} steps on {touched} tokens for {settings}"
+    before, after = choice["mean_entropy_before"], choice["mean_entropy_after"]
+    if touched and not after < before - ENTROPY_NATS / len(entropies):
+        return f"mean entropy {after} after, {before} before, {touched} minimized"
+    if not touched and abs(after - before) > 1e-6:
+        return f"mean entropy {after} after, {before} before, none minimized"
+    return None
 
 
 def mixed_settings(number: int) -> dict[str, Any]:
@@ -129,7 +174,8 @@ def mixed_settings(number: int) -> dict[str, Any]:
 def questions(url: str, key: str, model: str, count: int) -> list[Known]:
     """Ask alone, one after another, until so many answers can be relied on.
 
-    Left out are answers with a near tie, and those that another question has too.
+    Left out are answers with a near tie, those that another question has too, and those
+    in which no setting of ours has anything to do.
     """
     found: dict[str, Known] = {}
 
@@ -138,15 +184,15 @@ def questions(url: str, key: str, model: str, count: int) -> list[Known]:
         async with connection(1, headers) as session:
             for problem in islice(problems("held_out", 77), 40 * count):
                 body = {
-                    **Asked("", Known(problem.question, "", 0, 0.0), {}).body(model),
+                    **Asked("", Known(problem.question, "", 0, ()), {}).body(model),
                     "logprobs": True,
                     "top_logprobs": 2,
-                    "em_inf": {"n_grad_steps": 0},
+                    "em_inf": {"n_grad_steps": 0, "report": "trace"},
                 }
                 known = read_known(
                     problem.question, await ask_plainly(session, url, body)
                 )
-                if known is not None:
+                if known is not None and max(known.entropies) > TOUCHED_NATS:
                     found.setdefault(known.text, known)
                 if len(found) == count:
                     return
@@ -167,7 +213,7 @@ def read_known(question: str, answer: dict[str, Any]) -> Known | None:
         question,
         choice["message"]["content"],
         answer["usage"]["completion_tokens"],
-        answer["em_inf"]["choices"][0]["mean_entropy_before"],
+        tuple(answer["em_inf"]["choices"][0]["trace"]["entropy_before"]),
     )
 
 
@@ -178,4 +224,5 @@ def save(known: Sequence[Known], path: Path) -> None:
 
 def load(path: Path) -> list[Known]:
     """Read what `save` wrote."""
-    return [Known(**fields) for fields in json.loads(path.read_text())]
+    found = json.loads(path.read_text())
+    return [Known(**{**one, "entropies": tuple(one["entropies"])}) for one in found]

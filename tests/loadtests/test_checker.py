@@ -13,8 +13,10 @@ from loadtests.load import read_guidellm, reasons
 from loadtests.load_report import failures, http_summary, write_html
 
 REASONS = {"ReadTimeout": 2, "500: no": 1}
-TOM = Known("How many apples has Tom?", "Tom starts with 34.", 7, 0.25)
-ANNA = Known("How many books has Anna?", "Anna starts with 27.", 7, 0.31)
+TOM = Known("How many apples has Tom?", "Tom starts with 34.", 7, (0.8, 0.6, *[0.07] * 5))
+ANNA = Known(
+    "How many books has Anna?", "Anna starts with 27.", 7, (0.9, 0.9, 0.37, *[0.0] * 4)
+)
 
 
 def asked(known: Known, nonce: str, number: int | None) -> Asked:
@@ -25,7 +27,15 @@ def answer(to: Asked) -> list[Any]:
     """What a right server says: id, text, tokens, report."""
     report = None
     if to.em_inf is not None:
-        choice = {"tokens": to.known.tokens, "mean_entropy_before": to.known.entropy}
+        touched = sum(nats > 0.35 for nats in to.known.entropies)
+        choice = {
+            "tokens": to.known.tokens,
+            "tokens_minimized": touched,
+            "mean_entropy_before": to.known.entropy,
+            "mean_entropy_after": to.known.entropy - 0.05,
+        }
+        if "n_grad_steps" in to.em_inf:
+            choice["grad_steps"] = touched * to.em_inf["n_grad_steps"]
         settings = {"method": "gradient", "kl_weight": 0.001, **to.em_inf}
         report = {"settings": settings, "choices": [choice]}
     return [f"chatcmpl-{to.nonce}", to.known.text, to.known.tokens, report]
@@ -56,6 +66,36 @@ def test_another_requests_entropies_under_the_right_settings_fail() -> None:
     mixed = copy.deepcopy(answer(one))
     mixed[3]["choices"][0]["mean_entropy_before"] = ANNA.entropy
     assert "entropy" in str(one.wrong(*mixed))
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_server_on_which_em_inf_does_nothing_fails(number: int) -> None:
+    one = asked(TOM, "a", number)
+    idle = copy.deepcopy(answer(one))
+    (choice,) = idle[3]["choices"]
+    choice |= {"tokens_minimized": 0, "mean_entropy_after": choice["mean_entropy_before"]}
+    if number == 2:
+        choice["grad_steps"] = 0
+    assert "0 tokens minimized" in str(one.wrong(*idle))
+
+
+@pytest.mark.parametrize(
+    "done",
+    [
+        {"tokens_minimized": 3},
+        {"tokens_minimized": 1},
+        {"grad_steps": 30},
+        {"grad_steps": 1},
+        {"mean_entropy_after": TOM.entropy},
+    ],
+    ids=["lower threshold", "higher threshold", "more steps", "too few", "no effect"],
+)
+def test_work_done_with_another_requests_settings_fails(done: dict[str, Any]) -> None:
+    one = asked(TOM, "a", 1)
+    assert one.em_inf["n_grad_steps"] == 5
+    other = copy.deepcopy(answer(one))
+    other[3]["choices"][0] |= done
+    assert one.wrong(*other)
 
 
 def test_lost_figures_and_missing_or_unasked_reports_fail() -> None:
@@ -92,13 +132,13 @@ def alone(gap: float) -> dict[str, Any]:
             }
         ],
         "usage": {"completion_tokens": 1},
-        "em_inf": {"choices": [{"mean_entropy_before": 0.5}]},
+        "em_inf": {"choices": [{"trace": {"entropy_before": [0.5]}}]},
     }
 
 
 def test_answer_with_a_near_tie_is_not_relied_on() -> None:
     assert checker.read_known("q", alone(0.05)) is None
-    assert checker.read_known("q", alone(0.5)) == Known("q", "34", 1, 0.5)
+    assert checker.read_known("q", alone(0.5)) == Known("q", "34", 1, (0.5,))
 
 
 def outcome(**more: Any) -> dict[str, Any]:
