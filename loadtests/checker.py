@@ -5,7 +5,8 @@ each request carries a nonce of its own as request id (or in a prompt that is ec
 a threshold of its own, and its answer must bring back all three: the id, the settings and
 the words, with the entropies of just those words. Which words EM-INF has to touch at
 that threshold follows from their entropies; a worker that does nothing, or that runs one
-request with the settings of another, touches others.
+request with the settings of another, touches others. Some requests sample: a seed, and
+several choices, whose words and figures must be those of the same request sent alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ NEAR_TIE_NATS = 0.1
 ENTROPY_NATS = 2e-3
 """How far an answer's mean entropy may be from the one asked for alone."""
 
+CHOICES = 3
+"""Of a request that samples."""
+
+SAMPLED = {"n_grad_steps": 5, "threshold": 0.25}
+"""The settings of a request that samples, with EM-INF on."""
+
 TOUCHED_NATS = 0.35
 """An entropy that every threshold of `mixed_settings` is below."""
 
@@ -41,12 +48,14 @@ class Known:
         text: the greedy answer, of at most `MAX_TOKENS` tokens.
         tokens: how many it has.
         entropies: of each token before EM-INF, in nats.
+        sampled: "on" and "off" to `answers_of` the request that samples.
     """
 
     question: str
     text: str
     tokens: int
     entropies: tuple[float, ...]
+    sampled: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def entropy(self) -> float:
@@ -77,6 +86,30 @@ class Asked:
         """Of a completion whose prompt holds the nonce, and comes back."""
         prompt = f"{self.nonce}: {self.known.question}"
         return {**self._common(model), "prompt": prompt, "echo": True, "max_tokens": 4}
+
+    def sampled_body(self, model: str) -> dict[str, Any]:
+        """Of a chat completion with a seed and several choices."""
+        body = self.body(model)
+        sampling = {"temperature": 1, "seed": len(self.known.question), "n": CHOICES}
+        return {**body, **sampling, "em_inf": SAMPLED if self.em_inf else False}
+
+    def wrong_sampled(self, answer: dict[str, Any]) -> str | None:
+        """As `wrong`, for a whole answer to `sampled_body`."""
+        if answer["id"] != f"chatcmpl-{self.nonce}":
+            return f"id {answer['id']} for {self.nonce}"
+        found = answers_of(answer)
+        expected = self.known.sampled["on" if self.em_inf else "off"]
+        for name in ("texts", "tokens"):
+            if found[name] != expected[name]:
+                return f"{name} {found[name]!r} for {expected[name]!r}"
+        if len(found["figures"]) != len(expected["figures"]):
+            return f"figures {found['figures']} for {expected['figures']}"
+        for one, other in zip(found["figures"], expected["figures"], strict=True):
+            if one.keys() != other.keys() or any(
+                abs(one[name] - other[name]) > ENTROPY_NATS for name in one
+            ):
+                return f"figures {one} for {other}"
+        return None
 
     def _common(self, model: str) -> dict[str, Any]:
         em_inf = False if self.em_inf is None else self.em_inf
@@ -133,6 +166,17 @@ class Asked:
         return _wrong_work(choice, self.em_inf, entropies)
 
 
+def answers_of(answer: dict[str, Any]) -> dict[str, Any]:
+    """The words, the tokens and the figures of an answer with several choices."""
+    choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+    report = answer.get("em_inf") or {"choices": []}
+    return {
+        "texts": [choice["message"]["content"] for choice in choices],
+        "tokens": answer["usage"]["completion_tokens"],
+        "figures": report["choices"],
+    }
+
+
 def _wrong_work(
     choice: dict[str, Any], settings: dict[str, Any], entropies: Sequence[float]
 ) -> str | None:
@@ -187,13 +231,19 @@ def questions(url: str, key: str, model: str, count: int) -> list[Known]:
                     **Asked("", Known(problem.question, "", 0, ()), {}).body(model),
                     "logprobs": True,
                     "top_logprobs": 2,
-                    "em_inf": {"n_grad_steps": 0, "report": "trace"},
+                    "em_inf": {"preset": "measure", "report": "trace"},
                 }
                 known = read_known(
                     problem.question, await ask_plainly(session, url, body)
                 )
-                if known is not None and max(known.entropies) > TOUCHED_NATS:
-                    found.setdefault(known.text, known)
+                if known is None or max(known.entropies) <= TOUCHED_NATS:
+                    continue
+                if known.text not in found:
+                    for name, em_inf in (("on", SAMPLED), ("off", None)):
+                        body = Asked("", known, em_inf).sampled_body(model)
+                        answer = await ask_plainly(session, url, body)
+                        known.sampled[name] = answers_of(answer)
+                    found[known.text] = known
                 if len(found) == count:
                     return
             raise ValueError(f"only {len(found)} of {count} answers can be relied on")

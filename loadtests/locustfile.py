@@ -129,9 +129,11 @@ class Client(HttpUser):
 
 
 def _check(answer: dict[str, Any], asked: Asked, outcome: dict[str, Any]) -> str | None:
-    (choice,) = answer["choices"]
     tokens = answer["usage"]["completion_tokens"]
     outcome["tokens"] = tokens
+    if len(answer["choices"]) > 1:
+        return asked.wrong_sampled(answer)
+    (choice,) = answer["choices"]
     report = answer.get("em_inf")
     if "message" in choice:
         return asked.wrong(answer["id"], choice["message"]["content"], tokens, report)
@@ -163,6 +165,13 @@ class Ordinary(Client):
         """A completion that repeats its prompt."""
         asked = self.next_request()
         self.good("echo", asked, "/v1/completions", asked.echo_body(MODEL))
+
+    @task(2)
+    def sampled(self) -> None:
+        """A chat with a seed and several choices."""
+        asked = self.next_request()
+        body = asked.sampled_body(MODEL)
+        self.good("sampled", asked, "/v1/chat/completions", body)
 
 
 class Slow(Client):

@@ -115,6 +115,49 @@ def test_echo_of_another_prompt_fails() -> None:
     assert other.wrong_echo("cmpl-a", text, 4, None)
 
 
+def sampled_answer(nonce: str, em_inf: bool, **changes: Any) -> dict[str, Any]:
+    """What a right server says to a request that samples, with one choice changed."""
+    figures = {"tokens": 7, "grad_steps": 9, "mean_entropy_after": 0.2, **changes}
+    answer: dict[str, Any] = {
+        "id": f"chatcmpl-{nonce}",
+        "usage": {"completion_tokens": 21},
+        "choices": [
+            {"index": i, "message": {"content": f"Tom {i} {em_inf}"}} for i in range(3)
+        ],
+    }
+    if em_inf:
+        answer["em_inf"] = {"choices": [{**figures, "index": i} for i in range(3)]}
+    return answer
+
+
+@pytest.mark.parametrize("em_inf", [False, True])
+def test_sampled_choices_must_be_those_of_the_same_request_alone(em_inf: bool) -> None:
+    sampled = {
+        "on": checker.answers_of(sampled_answer("", True)),
+        "off": checker.answers_of(sampled_answer("", False)),
+    }
+    one = asked(replace(TOM, sampled=sampled), "a", 1 if em_inf else None)
+    right = sampled_answer("a", em_inf)
+    assert one.wrong_sampled(right) is None
+    assert one.wrong_sampled({**right, "id": "chatcmpl-b"})
+    assert one.wrong_sampled(sampled_answer("a", not em_inf))
+    assert one.wrong_sampled({**right, "usage": {"completion_tokens": 20}})
+    swapped = copy.deepcopy(right)
+    swapped["choices"][0]["message"], swapped["choices"][1]["message"] = (
+        right["choices"][1]["message"],
+        right["choices"][0]["message"],
+    )
+    assert one.wrong_sampled(swapped)
+    if em_inf:
+        idle = sampled_answer("a", True, grad_steps=0)
+        assert "figures" in str(one.wrong_sampled(idle))
+        higher = sampled_answer("a", True, mean_entropy_after=0.3)
+        assert "figures" in str(one.wrong_sampled(higher))
+        lost = copy.deepcopy(right)
+        lost["em_inf"]["choices"][2] = {"index": 2, "error": "not fetched"}
+        assert "figures" in str(one.wrong_sampled(lost))
+
+
 def test_no_two_requests_have_the_same_settings() -> None:
     seen = [mixed_settings(number)["threshold"] for number in range(20_000)]
     assert len(set(seen)) == len(seen)
