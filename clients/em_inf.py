@@ -7,15 +7,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from logits_processors.settings import (
+    MAX_GRAD_STEPS,
     METHOD_FIELDS,
     Method,
     ReportKind,
-    ServerSettings,
+    Settings,
     SettingsError,
+    merged,
 )
-
-_LOOSEST_SERVER = ServerSettings(max_grad_steps=1000)
-"""No operator can allow more than this; what it refuses, every server refuses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +34,10 @@ class EMInf(Mapping[str, Any]):
         method: "gradient" (EM-INF proper) or "adaptive_temperature".
         n_grad_steps: at most so many Adam steps for each token; a server allows 64
             unless its operator changed that.
-        learning_rate: logits per step, above 0, at most 1.
+        learning_rate: logits per step, 0.000001 to 1.
         threshold: nats, at least 0; a token of lower entropy is left alone.
         kl_weight: weight of KL(p0 || p), 0 to 100.
-        target_ratio: of adaptive temperature, above 0, at most 1.
+        target_ratio: of adaptive temperature, 0.000001 to 1.
         report: what comes back: "none", "summary" or "trace" (a figure for each token).
         enabled: False turns EM-INF off.
 
@@ -85,17 +84,21 @@ def _check(given: Mapping[str, Any]) -> None:
     Raises:
         SettingsError: names the field, the value and what is allowed.
     """
-    own = {name: value for name, value in given.items() if name != "preset"}
-    preset = given.get("preset")
+    own = dict(given)
+    preset, enabled = own.pop("preset", None), own.pop("enabled", None)
     if preset is not None and not isinstance(preset, str):
         raise SettingsError(
             "em_inf.preset", f"{preset!r} is not allowed; it must be a string"
         )
+    if enabled is not None and not isinstance(enabled, bool):
+        raise SettingsError(
+            "em_inf.enabled", f"{enabled!r} is not allowed; true or false"
+        )
     if "method" in own:
-        _LOOSEST_SERVER.resolve(own)
+        merged(Settings(), own, "em_inf", MAX_GRAD_STEPS)
         return
     # The method is the preset's or the server's, so either method's fields may be right.
     for name, value in own.items():
         readers = [method for method, names in METHOD_FIELDS.items() if name in names]
         method = {"method": readers[0]} if readers else {}
-        _LOOSEST_SERVER.resolve({name: value, **method})
+        merged(Settings(), {name: value, **method}, "em_inf", MAX_GRAD_STEPS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from logits_processors.reference import RowParams, RowStats, Workspace
+from logits_processors.reference import RowFigures, RowParams, Workspace
 from logits_processors.reference import minimize_rows_ as minimize_rows_by_reference_
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def minimize_entropy_(
     max_grad_steps: int,
     any_adaptive: bool = True,
     backend: Backend = "auto",
-) -> RowStats:
+) -> RowFigures:
     """Lower the entropy of the chosen rows in place; every other row stays bit for bit.
 
     A row's result depends on nothing but that row and its settings. A row below its
@@ -128,7 +128,7 @@ def minimize_entropy_(
             f"params.table must be {list(wanted)} float32 on {logits.device}, "
             f"not {list(table.shape)} {table.dtype} on {table.device}"
         )
-    stats = RowStats.empty(rows.numel(), logits.device)
+    stats = RowFigures.empty(rows.numel(), logits.device)
     picked = pick_backend(backend, logits.device)
     if picked == "cpu":
         from logits_processors.kernels import cpu

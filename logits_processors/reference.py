@@ -84,7 +84,7 @@ class RowParams:
 
 
 @dataclass(frozen=True, slots=True)
-class RowStats:
+class RowFigures:
     """What happened to each chosen row, all `[N]` float32 on the device of the logits.
 
     Entropies are in nats, of softmax(logits) before and after; NaN for a row that holds
@@ -97,12 +97,12 @@ class RowStats:
     table: Tensor
 
     @classmethod
-    def empty(cls, num_rows: int, device: torch.device) -> RowStats:
+    def empty(cls, num_rows: int, device: torch.device) -> RowFigures:
         """Room for the statistics of `num_rows` rows."""
         return cls(torch.empty(4, num_rows, device=device))
 
-    def __getitem__(self, index: slice) -> RowStats:
-        return RowStats(self.table[:, index])
+    def __getitem__(self, index: slice) -> RowFigures:
+        return RowFigures(self.table[:, index])
 
     @property
     def entropy_before(self) -> Tensor:
@@ -157,7 +157,7 @@ def minimize_rows_(
     logits: Tensor,
     rows: Tensor,
     params: RowParams,
-    stats: RowStats,
+    stats: RowFigures,
     workspace: Workspace,
     max_grad_steps: int,
     any_adaptive: bool,
@@ -219,7 +219,7 @@ def _softmax_(z: Tensor, y: Tensor, p: Tensor, product: Tensor) -> tuple[Tensor,
 def _gradient_(
     z: Tensor,
     params: RowParams,
-    out: RowStats,
+    out: RowFigures,
     scratch: list[Tensor],
     max_grad_steps: int,
 ) -> None:
@@ -260,7 +260,7 @@ def _gradient_(
 
 
 def _adaptive_temperature_(
-    z: Tensor, params: RowParams, out: RowStats, scratch: list[Tensor]
+    z: Tensor, params: RowParams, out: RowFigures, scratch: list[Tensor]
 ) -> None:
     """Divide each row by the temperature that brings its entropy down to the target.
 

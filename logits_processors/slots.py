@@ -6,18 +6,14 @@ requests move between rows, and a fixed index under V2.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from logits_processors.recorder import NO_RECORD
 from logits_processors.reference import RowParams
 from logits_processors.settings import Settings
-
-if TYPE_CHECKING:
-    from logits_processors.recorder import Record
 
 _COLUMNS = len(RowParams.COLUMNS)
 
@@ -34,7 +30,8 @@ class Slots:
         num_active: how many they are.
         max_grad_steps: the largest step count in the table as of the last `upload`.
         any_adaptive: whether adaptive temperature was in the table then.
-        records: where the statistics of each slot go, None where nobody asked.
+        records: `[num_slots]` int64, the recorder's handle of where the figures of each
+            slot go, `NO_RECORD` where nobody asked.
     """
 
     def __init__(self, num_slots: int, device: torch.device) -> None:
@@ -42,14 +39,14 @@ class Slots:
         self.num_active = 0
         self.max_grad_steps = 0
         self.any_adaptive = False
-        self.records: list[Record | None] = [None] * num_slots
+        self.records = np.full(num_slots, NO_RECORD, dtype=np.int64)
         self._host = np.zeros((num_slots, _COLUMNS), dtype=np.float32)
         self._on_host = device.type == "cpu"
         host = torch.from_numpy(self._host)
         self._device_table = host if self._on_host else host.to(device)
         self._stale = False
 
-    def set(self, slot: int, settings: Settings, record: Record | None) -> None:
+    def set(self, slot: int, settings: Settings, record: int) -> None:
         """Give a slot to a request with EM-INF on, whoever had it before."""
         gradient = settings.method == "gradient"
         line = {
@@ -74,7 +71,7 @@ class Slots:
             self._host[slot] = 0
             self.active[slot] = False
             self.num_active -= 1
-            self.records[slot] = None
+            self.records[slot] = NO_RECORD
             self._stale = True
 
     def clear_all(self) -> None:
@@ -91,12 +88,8 @@ class Slots:
             swap: the target's request takes the source instead of being dropped.
         """
         pair = [source, target]
-        for table in (self._host, self.active):
+        for table in (self._host, self.active, self.records):
             table[pair] = table[pair[::-1]]
-        self.records[source], self.records[target] = (
-            self.records[target],
-            self.records[source],
-        )
         self._stale = True
         if not swap:
             self.clear(source)

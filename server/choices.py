@@ -25,7 +25,6 @@ def params_of_choice(params: SamplingParams, index: int) -> SamplingParams:
     """
     child = copy.copy(params)
     child.n = 1
-    child.extra_args = dict(params.extra_args or {})
     if params.seed is not None:
         child.seed = params.seed + index
     return child

@@ -19,10 +19,15 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-from logits_processors.settings import (
+from logits_processors.extra_args import (
+    DEFAULT_MAX_GRAD_STEPS,
+    MAX_GRAD_STEPS_VARIABLE,
+)
+from logits_processors.settings import SettingsError
+from server.operator_settings import (
+    MAX_FETCH_SECONDS,
     SERVER_SETTINGS_VARIABLE,
     ServerSettings,
-    SettingsError,
     load_presets,
 )
 
@@ -114,6 +119,7 @@ def serve(argv: Sequence[str]) -> None:
     if on_cpu():
         keep_prompts_whole(args)
     os.environ[SERVER_SETTINGS_VARIABLE] = settings.model_dump_json()
+    os.environ[MAX_GRAD_STEPS_VARIABLE] = str(settings.max_grad_steps)
     os.environ[RAY_VARIABLES] = ray_variables(os.environ)
     os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(KEEP_ALIVE_SECONDS))
     args.logits_processors = [*(args.logits_processors or []), PROCESSOR]
@@ -142,9 +148,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--em-inf-max-grad-steps",
         type=int,
-        default=ServerSettings().max_grad_steps,
+        default=DEFAULT_MAX_GRAD_STEPS,
         metavar="N",
         help="The largest n_grad_steps that a request may ask for.",
+    )
+    group.add_argument(
+        "--em-inf-fetch-seconds",
+        type=float,
+        metavar="SECONDS",
+        help="How long an answer that is done waits for its figures; then it goes out "
+        "with an error in their place. 0.5 by default, 15 on a CPU.",
     )
     group.add_argument(
         "--em-inf-no-playground",
@@ -168,7 +181,17 @@ def read_settings(args: argparse.Namespace) -> ServerSettings:
     settings = ServerSettings.build(
         args.em_inf_default, presets, args.em_inf_max_grad_steps
     )
-    return settings.model_copy(update={"playground": not args.em_inf_no_playground})
+    seconds = args.em_inf_fetch_seconds
+    if seconds is not None and not 0 < seconds <= MAX_FETCH_SECONDS:
+        raise SettingsError(
+            "--em-inf-fetch-seconds",
+            f"{seconds:g} is not allowed; it must be a number of seconds above 0 and at "
+            f"most {MAX_FETCH_SECONDS:g}",
+        )
+    playground = not args.em_inf_no_playground
+    return settings.model_copy(
+        update={"playground": playground, "fetch_seconds": seconds}
+    )
 
 
 def use_demo_model(args: argparse.Namespace) -> None:
@@ -303,9 +326,9 @@ def allowed_plugins(environ: os._Environ[str]) -> list[str]:
 
 
 def ray_variables(environ: os._Environ[str]) -> str:
-    """The value of `RAY_VARIABLES` that takes our settings to workers on Ray's nodes."""
+    """The value of `RAY_VARIABLES` that takes our limit to workers on Ray's nodes."""
     told = [name.strip() for name in environ.get(RAY_VARIABLES, "").split(",")]
-    return ",".join(name for name in [*told, SERVER_SETTINGS_VARIABLE] if name)
+    return ",".join(name for name in [*told, MAX_GRAD_STEPS_VARIABLE] if name)
 
 
 def announce(args: argparse.Namespace) -> None:

@@ -8,6 +8,20 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 
-DECLINED: ContextVar[bool] = ContextVar("em_inf_declined", default=False)
-"""Whether the request could have had EM-INF and has it off; False on a route without the
+from server.operator_settings import server_settings
+from server.report import Report
+
+CURRENT: ContextVar[Report | None] = ContextVar("em_inf_current")
+"""The report of the request; None where it has EM-INF off; not set on a route without the
 field, where the server's default applies."""
+
+
+def current_report() -> Report | None:
+    """Where the figures of an engine request under way go; None where EM-INF is off."""
+    try:
+        return CURRENT.get()
+    except LookupError:
+        server = server_settings()
+        if not server.enabled_by_default:
+            return None
+        return Report(server.default, server.default_preset or "default")

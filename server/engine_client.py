@@ -1,8 +1,9 @@
-"""A thin proxy round vLLM's engine client: settings go down, statistics come back.
+"""A thin proxy round vLLM's engine client: settings go down, figures come back.
 
-Everything but `generate` is vLLM's own. Each engine request with EM-INF on gets a key of
-its own; when its last output arrives, the statistics under that key are fetched from the
-worker before the output is passed on, so that they exist when vLLM formats the response.
+Everything but `generate` is vLLM's own. Each choice of a request with EM-INF on is an
+engine request with a key of its own; when its last output arrives, the figures under that
+key are fetched from the worker before the output is passed on, so that they exist when
+vLLM formats the response.
 """
 
 from __future__ import annotations
@@ -10,47 +11,54 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import math
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from opentelemetry.trace import Span, Tracer
 from starlette.datastructures import State
 from vllm import SamplingParams
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from logits_processors.settings import (
-    EXTRA_ARGS_KEY,
-    from_extra_args,
-    server_settings,
-    to_extra_args,
-)
+from logits_processors.extra_args import EXTRA_ARGS_KEY, to_extra_args
 from server import metrics
 from server.choices import merge_choices, params_of_choice
-from server.current import DECLINED
+from server.current import current_report
 from server.drain import Drain
-from server.fetch import StatisticsFetcher
-from server.report import EMPTY_COLUMNS, REPORTS, Call, Columns, Report, num_minimized
-from server.tracing import RequestSpans
+from server.fetch import FiguresFetcher
+from server.operator_settings import server_settings
+from server.report import Generation, Report
+from server.tracing import begin_span, end_span
+
+ALIVE_SECONDS = 1.0
+"""How long an answer of the workers stands for the engine's health."""
+FETCH_SECONDS = 0.5
+FETCH_SECONDS_ON_CPU = 15.0
+"""How long an answer waits for its figures, where the operator does not say. A worker
+answers between two steps, and a step that reads prompts takes seconds on a CPU."""
 
 
 class EMInfEngineClient:
-    """vLLM's engine client, with EM-INF's settings and statistics on `generate`.
+    """vLLM's engine client, with EM-INF's settings and figures on `generate`.
 
     Args:
         inner: vLLM's engine client; every other attribute is passed through to it.
         state: the application's.
-        spans: adds the figures to vLLM's traces; None where there are none.
+        tracer: makes the spans that show the figures; None where traces are off.
+
+    Attributes:
+        processor_status: runner, backend and device, as a worker said at the start.
     """
 
-    def __init__(
-        self, inner: Any, state: State, spans: RequestSpans | None = None
-    ) -> None:
+    def __init__(self, inner: Any, state: State, tracer: Tracer | None = None) -> None:
         self._inner = inner
         self._drain = Drain(inner, state)
-        self._spans = spans
-        self._fetcher = StatisticsFetcher(inner)
+        self._tracer = tracer
+        self._fetcher = FiguresFetcher(inner)
+        self._alive: asyncio.Task[None] | None = None
+        self._alive_at = -ALIVE_SECONDS
+        self.processor_status: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -63,86 +71,91 @@ class EMInfEngineClient:
         **kwargs: Any,
     ) -> AsyncGenerator[RequestOutput, None]:
         """As vLLM's `generate`. Called in the order of a request's prompts."""
-        params, report = self._prepare(sampling_params)
+        report = current_report()
         if report is None:
-            return self._inner.generate(prompt, params, request_id, **kwargs)
+            return self._inner.generate(prompt, sampling_params, request_id, **kwargs)
         settings = report.settings
         metrics.REQUESTS.labels(settings.method, report.preset).inc()
         self._fetcher.expect_errors()
-        call = report.new_call(params.n)
+        params = copy.copy(sampling_params)
+        generation = report.new_generation(params.n)
         if settings.report == "none":
-            params.extra_args[EXTRA_ARGS_KEY] = to_extra_args(settings, call.key)
+            params.extra_args = _with_settings(params, report, generation.keys[0])
             return self._inner.generate(prompt, params, request_id, **kwargs)
+        span = None
+        if self._tracer is not None:
+            headers = kwargs.get("trace_headers")
+            span, headers = begin_span(self._tracer, request_id, headers)
+            kwargs["trace_headers"] = headers
         streams = []
-        for index, key in enumerate(call.keys):
+        for index, key in enumerate(generation.keys):
             child = params_of_choice(params, index) if params.n > 1 else params
-            child.extra_args[EXTRA_ARGS_KEY] = to_extra_args(settings, key)
+            child.extra_args = _with_settings(params, report, key)
             streams.append(self._inner.generate(prompt, child, request_id, **kwargs))
         final_only = params.output_kind == RequestOutputKind.FINAL_ONLY
         outputs = merge_choices(streams, final_only) if params.n > 1 else streams[0]
-        return self._with_statistics(outputs, params, report, call, request_id)
+        delta = params.output_kind == RequestOutputKind.DELTA
+        return self._with_figures(outputs, delta, report, generation, span)
 
-    def _prepare(
-        self, sampling_params: SamplingParams
-    ) -> tuple[SamplingParams, Report | None]:
-        """Sampling parameters of our own to write to, and the report if EM-INF is on."""
-        value = (sampling_params.extra_args or {}).get(EXTRA_ARGS_KEY)
-        server = server_settings()
-        if value is None and (DECLINED.get() or not server.enabled_by_default):
-            return sampling_params, None
-        params = copy.copy(sampling_params)
-        params.extra_args = dict(sampling_params.extra_args or {})
-        if value is None:
-            # A route without the field: the server's default applies.
-            return params, Report(server.default, server.default_preset or "default")
-        settings, key, _ = from_extra_args(value)
-        return params, REPORTS.get(key) or Report(settings, "custom")
-
-    async def _with_statistics(
+    async def _with_figures(
         self,
         outputs: AsyncGenerator[RequestOutput, None],
-        params: SamplingParams,
+        delta: bool,
         report: Report,
-        call: Call,
-        request_id: str,
+        generation: Generation,
+        span: Span | None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        delta = params.output_kind == RequestOutputKind.DELTA
-        fetched = False
-        if self._spans is not None:
-            self._spans.watch(request_id)
+        """Outputs as they come; the last one when the figures are there, or late.
+
+        Args:
+            outputs: of all choices.
+            delta: whether an output holds its new tokens only, not all so far.
+            report: whose settings they run with.
+            generation: where the figures go.
+            span: to be ended with the figures on it.
+        """
+        num_tokens = generation.num_tokens
+        finished = False
         try:
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
                     for choice in output.outputs:
-                        so_far = call.num_tokens.get(choice.index, 0) if delta else 0
-                        call.num_tokens[choice.index] = so_far + len(choice.token_ids)
+                        so_far = num_tokens[choice.index] if delta else 0
+                        num_tokens[choice.index] = so_far + len(choice.token_ids)
                     if output.finished:
-                        began, began_ns = time.perf_counter(), time.time_ns()
-                        call.columns = await self._columns(call)
-                        fetched = True
+                        began = time.perf_counter()
+                        await self._fetch(generation)
+                        finished = True
                         metrics.FETCH_SECONDS.observe(time.perf_counter() - began)
-                        _trim(call)
-                        _observe(call)
-                        if self._spans is not None:
-                            self._spans.add(request_id, report, call, began_ns)
+                        for figures in generation.figures:
+                            if figures is not None:
+                                metrics.observe(figures)
                     yield output
         finally:
-            if not fetched:
-                for key in call.keys:
+            if not finished:
+                for key in generation.keys:
                     self._fetcher.forget(key)
-                if self._spans is not None:
-                    self._spans.forget(request_id)
+            if span is not None:
+                end_span(span, report, generation if finished else None)
 
-    async def _columns(self, call: Call) -> dict[int, Columns] | None:
-        """Figures of each choice of a call; None where one could not be fetched."""
-        found = await asyncio.gather(*(self._fetcher.fetch(key) for key in call.keys))
-        columns = {}
-        for index, record in enumerate(found):
-            if record is None:
-                return None
-            if record:
-                columns[index] = record[0]
-        return columns
+    async def _fetch(self, generation: Generation) -> None:
+        """Get the figures of each choice, and cut them to the tokens the client got.
+
+        The worker may have sampled one more (asynchronous scheduling) or several
+        (rejected drafts); a position that it never recorded holds NaN.
+        """
+        seconds = server_settings().fetch_seconds or self._default_fetch_seconds
+        found = await asyncio.gather(
+            *(self._fetcher.fetch(key, seconds) for key in generation.keys)
+        )
+        for index, figures in enumerate(found):
+            if figures is not None:
+                generation.figures[index] = figures.cut(generation.num_tokens[index])
+
+    @property
+    def _default_fetch_seconds(self) -> float:
+        on_cpu = self.processor_status.get("device") == "cpu"
+        return FETCH_SECONDS_ON_CPU if on_cpu else FETCH_SECONDS
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """As vLLM's, and refuses everything while the server is stopping."""
@@ -162,35 +175,41 @@ class EMInfEngineClient:
         """Whether the server was told to stop."""
         return self._drain.began
 
-    def keep_errors_current(self) -> None:
-        """Bring the workers' errors to the metrics also while nobody asks for reports."""
+    async def start(self) -> None:
+        """Make sure that the workers have our processor, and keep their errors current.
+
+        Raises:
+            RuntimeError: no worker has it.
+        """
+        for status in await self._fetcher.call_workers("em_inf_status"):
+            self.processor_status = self.processor_status or status
+        if not self.processor_status:
+            raise RuntimeError(
+                "EM-INF's endpoint plugin is loaded but its logits processor is not. "
+                "Start the server with `em-inf serve`, which puts both in place."
+            )
         self._fetcher.start_ticking()
 
-    async def status(self) -> list[dict[str, Any]]:
-        """What each worker's processor says of itself; empty objects where none is."""
-        return await self._fetcher.call_workers("em_inf_status")
+    async def check_alive(self) -> None:
+        """Return where the workers answer, or did within the last `ALIVE_SECONDS`.
+
+        However many ask, one call at a time goes to the workers.
+
+        Raises:
+            Exception: what became of that call.
+        """
+        if time.monotonic() - self._alive_at < ALIVE_SECONDS:
+            return
+        if self._alive is None or self._alive.done():
+            self._alive = asyncio.create_task(self._call_workers())
+        await asyncio.shield(self._alive)
+
+    async def _call_workers(self) -> None:
+        await self._fetcher.call_workers("em_inf_status")
+        self._alive_at = time.monotonic()
 
 
-def _trim(call: Call) -> None:
-    """Cut the figures to the tokens that the client got.
-
-    The worker may have sampled one more (asynchronous scheduling) or several (rejected
-    drafts); a position that it never recorded holds NaN.
-    """
-    if call.columns is None:
-        return
-    for index, count in call.num_tokens.items():
-        columns = call.columns.get(index, EMPTY_COLUMNS)
-        call.columns[index] = [
-            column[:count] + [math.nan] * (count - len(column)) for column in columns
-        ]
-
-
-def _observe(call: Call) -> None:
-    """Feed the metrics with a finished call's figures."""
-    for before, after, steps, temperatures in (call.columns or {}).values():
-        metrics.observe_all(metrics.ENTROPY_BEFORE, before)
-        metrics.observe_all(metrics.ENTROPY_AFTER, after)
-        metrics.TOKENS.inc(len(before))
-        metrics.TOKENS_MINIMIZED.inc(num_minimized(steps, temperatures))
-        metrics.GRAD_STEPS.inc(sum(n for n in steps if n == n))
+def _with_settings(params: SamplingParams, report: Report, key: str) -> dict[str, Any]:
+    """`extra_args` of an engine request: its own, and the settings on their way down."""
+    settings = to_extra_args(report.settings, key)
+    return {**(params.extra_args or {}), EXTRA_ARGS_KEY: settings}

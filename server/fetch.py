@@ -1,7 +1,7 @@
-"""Fetches finished records from the workers: one loop an engine, many keys to a call.
+"""Fetches figures of finished answers: one loop an engine, many keys to a call.
 
-An answer waits for the engine that holds its record, and for no other: with data parallel
-an engine in a long prefill delays its own answers only.
+An answer waits for the engine that holds its figures, for no other, and not for long:
+with data parallel an engine in a long prefill delays its own answers only.
 """
 
 from __future__ import annotations
@@ -13,39 +13,37 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
+from logits_processors.figures import Figures
 from server import metrics
-from server.report import Columns
 
 logger = logging.getLogger("vllm.em_inf")
 
-FETCH_TIMEOUT_SECONDS = 30.0
+ENGINE_TIMEOUT_SECONDS = 30.0
+"""After so long without an answer an engine is asked anew; nobody waits any more then."""
 TICK_SECONDS = 15.0
 TICK_AFTER_REQUEST_SECONDS = 900.0
 """How long after the last request with EM-INF on its errors may still come up."""
-
-Record = dict[int, Columns]
 
 
 class _Asked:
     """A key that somebody waits for, and how many engines have not answered yet."""
 
     def __init__(self, engines: int) -> None:
-        self.future: asyncio.Future[Record | None] = (
-            asyncio.get_running_loop().create_future()
-        )
+        loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Figures | None] = loop.create_future()
         self._engines = engines
         self._failed = False
 
-    def answer(self, record: Record | None) -> None:
-        """Take an engine's answer: a record, an empty one, or None where it failed."""
+    def answer(self, figures: Figures | None, failed: bool) -> None:
+        """Take an engine's answer: the figures, or None where it has none or failed."""
         self._engines -= 1
-        self._failed |= record is None
+        self._failed |= failed
         if self.future.done():
             return
-        if record:
-            self.future.set_result(record)
+        if figures is not None:
+            self.future.set_result(figures)
         elif self._engines == 0:
-            self.future.set_result(None if self._failed else {})
+            self.future.set_result(None if self._failed else Figures.none())
 
 
 class _EngineLoop:
@@ -69,20 +67,21 @@ class _EngineLoop:
     async def _run(self) -> None:
         while self._asked:
             asked, self._asked = self._asked, {}
-            records: dict[str, Record] | None = None
+            found: dict[str, Figures] | None = None
             try:
-                records = merge_ranks(await self._call("em_inf_pop", list(asked)))
+                found = merge_ranks(await self._call("em_inf_pop", list(asked)))
             except Exception:
                 # The engine's own health is vLLM's to watch; the answer itself is good.
                 metrics.FETCH_ERRORS.inc()
-                logger.exception("EM-INF statistics could not be fetched")
+                logger.exception("EM-INF figures could not be fetched")
             for key, one in asked.items():
                 if one is not None:
-                    one.answer(None if records is None else records.get(key, {}))
+                    figures = None if found is None else found.get(key)
+                    one.answer(figures, failed=found is None)
 
 
-class StatisticsFetcher:
-    """Fetches finished records from the workers of every engine."""
+class FiguresFetcher:
+    """Fetches figures of finished answers from the workers of every engine."""
 
     def __init__(self, engine_client: Any) -> None:
         self._engine_client = engine_client
@@ -90,16 +89,26 @@ class StatisticsFetcher:
         self._ticker: asyncio.Task[None] | None = None
         self._last_request = -math.inf
 
-    async def fetch(self, key: str) -> Record | None:
-        """The figures under a key by choice; None where they could not be fetched.
+    async def fetch(self, key: str, seconds: float) -> Figures | None:
+        """The figures under a key; None where they did not come, or not in time.
 
         Waits for the first engine that has the key; for all only where none has it.
+
+        Args:
+            key: of one answer.
+            seconds: at most so long.
         """
         loops = self._engine_loops()
         asked = _Asked(len(loops))
         for loop in loops:
             loop.ask(key, asked)
-        return await asked.future
+        try:
+            async with asyncio.timeout(seconds):
+                return await asked.future
+        except TimeoutError:
+            metrics.FETCH_ERRORS.inc()
+            logger.warning("EM-INF figures did not come within %g s", seconds)
+            return None
 
     def forget(self, key: str) -> None:
         """Have the worker drop a key whose client went away."""
@@ -153,30 +162,27 @@ class StatisticsFetcher:
         call = core._call_utility_async(
             "collective_rpc", method, None, args, None, engine=engine
         )
-        return await asyncio.wait_for(call, FETCH_TIMEOUT_SECONDS)
+        return await asyncio.wait_for(call, ENGINE_TIMEOUT_SECONDS)
 
 
-def merge_ranks(ranks: Iterable[dict[str, Any]]) -> dict[str, Record]:
+def merge_ranks(ranks: Iterable[dict[str, Any]]) -> dict[str, Figures]:
     """One view of what the workers of one engine answered.
 
-    They sample the same rows, so the fullest record of a choice stands for all; under
+    They sample the same rows, so the fullest figures of an answer stand for all; under
     batch-sharded sampling each has its own requests. Errors and times are counted as the
     worst rank saw them.
     """
     ranks = list(ranks)
-    merged: dict[str, Record] = {}
+    merged: dict[str, bytes] = {}
     errors: dict[str, int] = {}
     for answer in ranks:
         for kind, count in answer["errors"].items():
             errors[kind] = max(count, errors.get(kind, 0))
-        for key, choices in answer["records"].items():
-            known = merged.setdefault(key, {})
-            for choice, columns in choices.items():
-                index = int(choice)
-                if len(columns[0]) > len(known.get(index, [[]])[0]):
-                    known[index] = columns
+        for key, data in answer["figures"].items():
+            if len(data) >= len(merged.get(key, b"")):
+                merged[key] = data
     for kind, count in errors.items():
         metrics.PROCESSOR_ERRORS.labels(kind).inc(count)
     metrics.PROCESSOR_SECONDS.inc(max((a["seconds"] for a in ranks), default=0.0))
     metrics.PROCESSOR_CALLS.inc(max((a["calls"] for a in ranks), default=0))
-    return merged
+    return {key: Figures.from_bytes(data) for key, data in merged.items()}

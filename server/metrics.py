@@ -6,10 +6,13 @@ beside vLLM's. No label is of unbounded range.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge, Histogram
+
+from logits_processors.figures import Figures
 
 _ENTROPY_BUCKETS = (
     0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0,
@@ -102,7 +105,16 @@ def count_refused(field: str) -> None:
     REFUSED.labels(name if name in _FIELDS else "unknown").inc()
 
 
-def observe_all(histogram: Histogram, values: Sequence[float]) -> None:
+def observe(figures: Figures) -> None:
+    """Feed the metrics with the figures of an answer that is done."""
+    observe_all(ENTROPY_BEFORE, figures.entropy_before)
+    observe_all(ENTROPY_AFTER, figures.entropy_after)
+    TOKENS.inc(len(figures))
+    TOKENS_MINIMIZED.inc(figures.num_minimized)
+    GRAD_STEPS.inc(figures.num_grad_steps)
+
+
+def observe_all(histogram: Histogram, values: NDArray[Any]) -> None:
     """Observe every value that is not NaN, with one write a bucket.
 
     `Histogram.observe` takes microseconds a value, which of a long answer hold up the
@@ -110,14 +122,13 @@ def observe_all(histogram: Histogram, values: Sequence[float]) -> None:
 
     Args:
         histogram: one without labels.
-        values: such as the entropies of an answer's tokens, in nats.
+        values: `[tokens]`, such as the entropies of an answer's tokens, in nats.
     """
-    known = np.asarray(values, dtype=np.float64)
-    known = known[~np.isnan(known)]
+    known = values[~np.isnan(values)]
     # A value on a bound belongs to the bucket below it, as in `observe`.
     buckets = np.searchsorted(histogram._upper_bounds, known, side="left")
     counts = np.bincount(buckets, minlength=len(histogram._buckets))
     for bucket, count in zip(histogram._buckets, counts.tolist(), strict=True):
         if count:
             bucket.inc(count)
-    histogram._sum.inc(float(known.sum()))
+    histogram._sum.inc(float(known.sum(dtype=np.float64)))

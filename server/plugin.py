@@ -23,24 +23,21 @@ from vllm.entrypoints.serve.exception_handling.error_response import (
     create_error_response,
 )
 
-from logits_processors.settings import (
-    METHOD_FIELDS,
-    server_settings,
-    settings_of_method,
-)
+from logits_processors.settings import METHOD_FIELDS, settings_of_method
 from server import metrics
-from server.current import DECLINED
+from server.current import CURRENT
 from server.engine_client import EMInfEngineClient
+from server.operator_settings import server_settings
 from server.playground import add_playground
-from server.protocol import (
+from server.report import Report
+from server.requests import (
     REQUEST_MODELS,
+    EMInfRequestMixin,
     EMInfResponsesRequest,
-    add_to_event_stream,
-    add_to_json,
-    add_to_stream,
     refuse_em_inf,
 )
-from server.tracing import request_spans
+from server.responses import add_to_event_stream, add_to_json, add_to_stream
+from server.tracing import tracer
 
 ROUTES_WITHOUT_MODEL = (
     "/invocations",
@@ -84,15 +81,15 @@ class EMInfPlugin:
         """Put our engine client in place, and make sure that the processor is loaded."""
         if engine_client is None:
             return
-        spans = request_spans() if await engine_client.is_tracing_enabled() else None
-        proxy = EMInfEngineClient(engine_client, state, spans)
-        status = await _loaded_status(proxy)
+        traced = tracer() if await engine_client.is_tracing_enabled() else None
+        proxy = EMInfEngineClient(engine_client, state, traced)
+        await proxy.start()
         for handler in holders(state, engine_client):
             handler.engine_client = proxy
         state.em_inf_engine_client = proxy
         # vLLM's launcher takes it from here, to shut it down.
         state.engine_client = proxy
-        proxy.keep_errors_current()
+        status = proxy.processor_status
         metrics.INFO.labels(
             version("em-inf"),
             vllm.__version__,
@@ -110,21 +107,6 @@ def holders(state: State, engine_client: Any) -> list[Any]:
     """
     values = state._state.values()
     return [x for x in values if getattr(x, "engine_client", None) is engine_client]
-
-
-async def _loaded_status(proxy: EMInfEngineClient) -> dict[str, Any]:
-    """The status of a worker that samples.
-
-    Raises:
-        RuntimeError: no worker has our processor.
-    """
-    for status in await proxy.status():
-        if status:
-            return status
-    raise RuntimeError(
-        "EM-INF's endpoint plugin is loaded but its logits processor is not. Start the "
-        "server with `em-inf serve`, which puts both in place."
-    )
 
 
 class _Route(APIRoute):
@@ -166,9 +148,14 @@ def _override(router: APIRouter, core: APIRoute, model: type[BaseModel]) -> None
     handler: Handler = core.endpoint
 
     async def endpoint(request: Any, raw_request: Any) -> Any:
-        DECLINED.set(getattr(request, "em_inf_declined", False))
+        report = None
+        if isinstance(request, EMInfRequestMixin):
+            report = request.em_inf_report
+            CURRENT.set(report)
         response = await handler(request, raw_request)
-        return _with_report(request, response)
+        if report is not None and report.settings.report != "none":
+            await _add_report(request, response, report)
+        return response
 
     # What FastAPI reads to parse the body.
     endpoint.__annotations__ = {"request": model, "raw_request": Request}
@@ -183,18 +170,14 @@ def _override(router: APIRouter, core: APIRoute, model: type[BaseModel]) -> None
     )
 
 
-def _with_report(request: Any, response: Response | None) -> Response | None:
-    """Add the statistics to a response that has any to show."""
-    report = getattr(request, "em_inf_report", None)
-    if report is None or report.settings.report == "none":
-        return response
+async def _add_report(request: Any, response: Response | None, report: Report) -> None:
+    """Add the figures to a response that has any to show."""
     one_choice = isinstance(request, EMInfResponsesRequest)
     if isinstance(response, StreamingResponse):
         add = add_to_event_stream if one_choice else add_to_stream
         response.body_iterator = add(response.body_iterator, report)  # type: ignore[arg-type]
     elif isinstance(response, JSONResponse) and response.status_code == 200:
-        add_to_json(response, report, one_choice)
-    return response
+        await add_to_json(response, report, one_choice)
 
 
 async def describe_server(raw_request: Request) -> dict[str, Any]:
@@ -202,18 +185,19 @@ async def describe_server(raw_request: Request) -> dict[str, Any]:
 
     Also which fields each method reads, and what the server's logprobs are.
 
-    Asks the workers, so an answer proves that the processor is loaded and the engine
-    answers. While the server is stopping it is a 503.
+    An answer proves that the engine answered within the last second, or does now; what
+    never changes is said from memory. While the server is stopping it is a 503.
     """
     client = raw_request.app.state.em_inf_engine_client
     if client.is_stopping:
         raise fastapi.HTTPException(503, "the server is shutting down")
     try:
-        status = await _loaded_status(client)
+        await client.check_alive()
     except Exception as error:
         reason = f"the engine does not answer: {error}"
         raise fastapi.HTTPException(503, reason) from error
     server = server_settings()
+    status = client.processor_status
     model = client.model_config
     return {
         "version": version("em-inf"),

@@ -1,13 +1,10 @@
-"""What we add to vLLM's request and response bodies: the field `em_inf`."""
+"""What we add to vLLM's request bodies: `em_inf`, checked while it is parsed."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator
 from typing import Annotated, Any, Self
 
 from fastapi import Request
-from fastapi.responses import JSONResponse
 from pydantic import (
     BaseModel,
     Field,
@@ -17,7 +14,6 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
-from vllm import SamplingParams
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 from vllm.entrypoints.openai.chat_completion.protocol import (
     BatchChatCompletionRequest,
@@ -27,14 +23,11 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.exceptions import VLLMValidationError
 
-from logits_processors.settings import (
-    EXTRA_ARGS_KEY,
-    SettingsError,
-    server_settings,
-    to_extra_args,
-)
+from logits_processors.extra_args import EXTRA_ARGS_KEY
+from logits_processors.settings import SettingsError
 from server import metrics
-from server.report import Report, report_body
+from server.operator_settings import server_settings
+from server.report import Report
 
 
 class _WireSchema:
@@ -100,23 +93,6 @@ class EMInfRequestMixin(BaseModel):
     def em_inf_report(self) -> Report | None:
         """Where this request's statistics gather; None where EM-INF is off."""
         return self._em_inf_report
-
-    @property
-    def em_inf_declined(self) -> bool:
-        """Whether EM-INF is off for this request, by its own word or the default."""
-        return self._em_inf_report is None
-
-    def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
-        """vLLM's sampling parameters, with the worker's settings in `extra_args`."""
-        params: SamplingParams = super().to_sampling_params(  # type: ignore[misc]
-            *args, **kwargs
-        )
-        report = self._em_inf_report
-        if report is None:
-            return params
-        value = to_extra_args(report.settings, report.key)
-        params.extra_args = {**(params.extra_args or {}), EXTRA_ARGS_KEY: value}
-        return params
 
 
 def refuse_field_of(body: Any) -> None:
@@ -198,91 +174,3 @@ REQUEST_MODELS: dict[str, type[BaseModel]] = {
     "/v1/chat/completions/batch": PlainBatchRequest,
     "/v1/messages": PlainMessagesRequest,
 }
-
-
-def add_to_json(response: JSONResponse, report: Report, one_choice: bool) -> None:
-    """Put `em_inf` into a finished response's body, in place."""
-    rendered = _dump(report_body(report, one_choice)).encode()
-    response.body = _spliced(bytes(response.body), rendered)
-    response.headers["content-length"] = str(len(response.body))
-
-
-async def add_to_stream(
-    chunks: AsyncIterator[str | bytes], report: Report
-) -> AsyncIterator[str | bytes]:
-    """Put `em_inf` into the last chunk of a stream that carries data.
-
-    Only a chunk that may be the last one (a finish reason or the usage) waits for its
-    successor; every other passes at once.
-    """
-    held: str | bytes | None = None
-    async for chunk in chunks:
-        if held is not None:
-            if _is_event(chunk, "[DONE]"):
-                held = _patched(held, report)
-            elif not _is_event(chunk, "{"):
-                yield chunk  # A keep-alive comment.
-                continue
-            yield held
-            held = None
-        if _may_be_last(chunk):
-            held = chunk
-        else:
-            yield chunk
-    if held is not None:
-        yield _patched(held, report)
-
-
-def _text(chunk: str | bytes) -> str:
-    return chunk if isinstance(chunk, str) else chunk.decode()
-
-
-def _is_event(chunk: str | bytes, start: str) -> bool:
-    return _text(chunk).startswith(f"data: {start}")
-
-
-def _may_be_last(chunk: str | bytes) -> bool:
-    # Inside a JSON string the quotes would be escaped: the marks cannot be user's text.
-    text = _text(chunk)
-    return _is_event(chunk, "{") and (
-        '"finish_reason":"' in text or '"choices":[]' in text
-    )
-
-
-def _patched(chunk: str | bytes, report: Report) -> str:
-    data = _text(chunk).removeprefix("data: ").encode()
-    rendered = _dump(report_body(report, one_choice=False)).encode()
-    return f"data: {_spliced(data, rendered).decode()}\n\n"
-
-
-def _spliced(body: bytes, rendered: bytes) -> bytes:
-    """A JSON object with `em_inf` as its last member, without parsing or rendering it.
-
-    Args:
-        body: the object, with members of vLLM's.
-        rendered: the value of `em_inf`, as JSON.
-    """
-    before, brace, after = body.rpartition(b"}")
-    assert brace, "a body of vLLM's is one JSON object"
-    assert not after.strip(), "nothing follows it"
-    return before + b',"em_inf":' + rendered + b"}"
-
-
-async def add_to_event_stream(
-    events: AsyncIterator[str | bytes], report: Report
-) -> AsyncIterator[str | bytes]:
-    """Put `em_inf` into `response` of the event that ends a /v1/responses stream."""
-    ends = ("event: response.completed\n", "event: response.incomplete\n")
-    async for event in events:
-        text = _text(event)
-        if not text.startswith(ends):
-            yield event
-            continue
-        head, _, data = text.partition("\ndata: ")
-        body = json.loads(data)
-        body["response"]["em_inf"] = report_body(report, one_choice=True)
-        yield f"{head}\ndata: {_dump(body)}\n\n"
-
-
-def _dump(body: Any) -> str:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))

@@ -32,9 +32,8 @@ _EXAMPLES = """examples:
 A setting is off, on, the name of a preset, or name=value pairs joined by commas. Without
 --setting: off, balanced, strong, adaptive, and half the temperature without EM-INF.
 The settings run one after another, and after an untimed token, so that their times
-compare. Off is sent as
-n_grad_steps=0, which changes no logit and measures their entropies. Entropies are in
-nats, before temperature, and means over the answer's tokens.
+compare. Off is sent as the preset measure, which changes no logit and reports the
+entropies: nats, before temperature, means over the answer's tokens.
 """
 _PANEL_COLUMNS = 50
 """Least width of an answer on a terminal."""

@@ -52,7 +52,7 @@ A decoder is one of
 Each takes sampling parameters too (temperature, top_p, top_k, min_p, penalties). default
 stands for a set of them all, plain for those of it that need no EM-INF. Every request is
 sent with every sampling parameter, so that no server fills in its own, and decoders
-share their seeds. Off is sent as n_grad_steps=0, which measures entropies.
+share their seeds. Off is sent as the preset measure, which reports entropies.
 
 Every answer is kept in a journal as it comes. The same command again goes on where the
 last one stopped, however it stopped, and asks nothing twice. Seconds are those of a

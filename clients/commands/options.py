@@ -44,12 +44,12 @@ class Setting:
     sampling: Mapping[str, float]
 
     def request(self, report: str) -> EMInf:
-        """The request's field. Off is no gradient step, so that entropies are measured.
+        """The request's field. Off is "measure", which reports the entropies.
 
-        Zero steps leave every logit bit for bit as it is; a test holds that.
+        It leaves every logit bit for bit as it is; a test holds that.
         """
         if self.em_inf is None:
-            return EMInf(method="gradient", n_grad_steps=0, report=report)  # type: ignore[arg-type]
+            return EMInf(preset="measure", report=report)  # type: ignore[arg-type]
         return EMInf(**{**self.em_inf, "report": report})
 
 

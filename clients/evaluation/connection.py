@@ -18,7 +18,7 @@ from clients.evaluation.plan import Plan, Progress
 from clients.report import report_of
 from clients.tokens import Token, tokens_of
 
-OFF: Mapping[str, Any] = {"method": "gradient", "n_grad_steps": 0}
+OFF: Mapping[str, Any] = {"preset": "measure"}
 """Changes no logit, and measures entropies; a test of the server's holds that."""
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0}
 """Sent where nobody says otherwise, so that no server puts its own values in."""

@@ -24,6 +24,12 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from clients.evaluation.records import Problem
+from logits_processors.settings import (
+    MAX_GRAD_STEPS,
+    Settings,
+    check_preset_name,
+    merged,
+)
 
 Objective = Literal["accuracy", "accuracy_per_token"]
 PRUNE_P = 0.1
@@ -242,11 +248,10 @@ def preset(settings: Mapping[str, Any], name: str) -> str:
     Raises:
         SettingsError: no server would take it.
     """
-    from logits_processors.settings import ServerSettings, load_presets
-
-    text = json.dumps({name: dict(settings)}, indent=2) + "\n"
-    ServerSettings.build(presets=load_presets(text), max_grad_steps=1000)
-    return text
+    where = f"preset {name!r}"
+    check_preset_name(name, where)
+    merged(Settings(), settings, where, MAX_GRAD_STEPS)
+    return json.dumps({name: dict(settings)}, indent=2) + "\n"
 
 
 def _stored(folder: Path, identity: Mapping[str, Any]) -> Study:

@@ -50,8 +50,8 @@ from logits_processors.reference import (
     MIN_TEMPERATURE,
     TARGET_TOLERANCE,
     TEMPERATURE_ITERATIONS,
+    RowFigures,
     RowParams,
-    RowStats,
 )
 
 _LOG2_E, _LN_2 = F(1.4426950408889634), 0.6931471805599453
@@ -444,7 +444,7 @@ def _cool(z: Any, top: float, entropy: float, target: float) -> tuple[float, flo
 
 @jit
 def _run_row(z: Any, params: Any, out: Any) -> None:
-    """Both methods on one row. Places are those of `RowParams` and `RowStats`."""
+    """Both methods on one row. Places are those of `RowParams` and `RowFigures`."""
     adaptive, n, rate, threshold, kl, ratio = params
     top, log_total, entropy = _statistics(z)
     out[0], out[1], out[2], out[3] = entropy, entropy, 0, 1
@@ -495,13 +495,13 @@ def warm_up(vocab_size: int) -> int:
     rows = torch.arange(2)
     for adaptive in (0.0, 1.0):
         params = RowParams(torch.tensor([[adaptive, 1.0, 0.1, 0.0, 0.0, 0.5]] * 2))
-        stats = RowStats.empty(2, logits.device)
+        stats = RowFigures.empty(2, logits.device)
         minimize_rows_(logits.clone(), rows, params, stats)
     return threads
 
 
 def minimize_rows_(
-    logits: Tensor, rows: Tensor, params: RowParams, stats: RowStats
+    logits: Tensor, rows: Tensor, params: RowParams, stats: RowFigures
 ) -> None:
     """Lower the entropy of the chosen rows in place, each on one thread.
 

@@ -41,7 +41,7 @@ from logits_processors.kernels.gpu_math import (
     store_sums,
     update,
 )
-from logits_processors.reference import RowParams, RowStats
+from logits_processors.reference import RowFigures, RowParams
 
 _LOG_MIN_TEMPERATURE: tl.constexpr = tl.constexpr(math.log(reference.MIN_TEMPERATURE))
 _TEMPERATURE_ITERATIONS: tl.constexpr = tl.constexpr(reference.TEMPERATURE_ITERATIONS)
@@ -655,7 +655,7 @@ def warm_up(scratch: Scratch) -> None:
     """Compile for this device what `minimize_rows_` will launch."""
     rows = torch.arange(2, device=scratch.device)
     params = RowParams(torch.zeros(2, len(RowParams.COLUMNS), device=scratch.device))
-    stats = RowStats.empty(2, scratch.device)
+    stats = RowFigures.empty(2, scratch.device)
     # Also with rows as far apart as a vocabulary padded by vLLM has them.
     for width in {scratch.vocab_size, triton.cdiv(scratch.vocab_size, 64) * 64}:
         logits = torch.zeros(2, width, device=scratch.device)[:, : scratch.vocab_size]
@@ -663,7 +663,7 @@ def warm_up(scratch: Scratch) -> None:
 
 
 def minimize_rows_(
-    logits: Tensor, rows: Tensor, params: RowParams, stats: RowStats, scratch: Scratch
+    logits: Tensor, rows: Tensor, params: RowParams, stats: RowFigures, scratch: Scratch
 ) -> None:
     """Lower the entropy of the chosen rows in place; waits for nothing.
 

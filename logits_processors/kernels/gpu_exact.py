@@ -25,7 +25,7 @@ from logits_processors.kernels.gpu_math import (
     store_sums,
     update,
 )
-from logits_processors.reference import BETA1, BETA2, RowParams, RowStats
+from logits_processors.reference import BETA1, BETA2, RowFigures, RowParams
 
 _SLICE: tl.constexpr = tl.constexpr(2048)
 _UNFINISHED: tl.constexpr = tl.constexpr(-1)
@@ -123,7 +123,7 @@ def minimize_rows_exactly_(
     logits: Tensor,
     rows: Tensor,
     params: RowParams,
-    stats: RowStats,
+    stats: RowFigures,
     max_grad_steps: int,
 ) -> None:
     """Lower the entropy of the chosen rows in place by EM-INF, whatever their method.

@@ -25,7 +25,10 @@ export function stops(schema) {
     }
     values = [low, ...values, high];
   } else {
-    for (let i = 0; i <= 100; i += 1) values.push(low + ((high - low) * i) / 100);
+    // A smallest value close to 0 is an end of the slider, and no shift of all its stops.
+    const first = low < high / 1000 ? 0 : low;
+    for (let i = 1; i <= 100; i += 1) values.push(first + ((high - first) * i) / 100);
+    values.unshift(low);
   }
   const inside = values
     .map((value) => Number(value.toPrecision(12)))
@@ -66,8 +69,7 @@ export function isInside(schema, text) {
 export function emInfField(side, methods) {
   const { choice, method, values } = side;
   const report = "trace";
-  // Zero steps leave the logits alone and still measure them.
-  if (choice === "off") return { method: "gradient", n_grad_steps: 0, report };
+  if (choice === "off") return { preset: "measure", report };
   if (choice === "default") return { report };
   if (choice.startsWith("preset:")) return { preset: choice.slice(7), report };
   const fields = methods[method].map((name) => [name, typed(values[name])]);

@@ -30,10 +30,10 @@ from vllm.v1.worker.gpu.sample.logits_processor import interface as v2_interface
 from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 from vllm.v1.worker.worker_base import WorkerBase
 
+from logits_processors.extra_args import MAX_GRAD_STEPS_VARIABLE
 from logits_processors.processor import EMInfLogitsProcessor
-from logits_processors.settings import SERVER_SETTINGS_VARIABLE
 from server.cli import PROCESSOR, RAY_VARIABLES, WORKER_EXTENSION, ray_variables
-from server.protocol import REQUEST_MODELS
+from server.requests import REQUEST_MODELS
 
 
 def test_our_class_satisfies_both_processor_interfaces() -> None:
@@ -113,14 +113,14 @@ def test_serve_is_a_subcommand_that_can_be_extended() -> None:
     assert {"subparser_init", "validate", "cmd"} <= set(dir(ServeSubcommand))
 
 
-def test_ray_workers_are_given_the_servers_settings(
+def test_ray_workers_are_given_the_operators_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(RAY_VARIABLES, "MINE, ")
     monkeypatch.setenv(RAY_VARIABLES, ray_variables(os.environ))
     monkeypatch.setenv("VLLM_PLUGINS", "em_inf")
     names = get_env_vars_to_copy()
-    assert {"MINE", SERVER_SETTINGS_VARIABLE, "VLLM_PLUGINS"} <= names
+    assert {"MINE", MAX_GRAD_STEPS_VARIABLE, "VLLM_PLUGINS"} <= names
 
 
 def test_workers_find_our_classes_by_name_and_nothing_of_theirs_is_hidden() -> None:

@@ -38,6 +38,8 @@ def test_both_targets_run_alike() -> None:
     ):
         start = cpu.index(f"\n{line}")
         assert cpu[start : cpu.index("\n", start + 1)] in gpu
+    # Asks no token of the model: a server that is busy must not be killed for being slow.
+    assert text.count('CMD ["em-inf-health", "--ready"]') == 2
     caches = [line for line in cpu.splitlines() if "=/cache" in line]
     assert len(caches) > 4
     assert all(line.rstrip(" \\") in gpu for line in caches)

@@ -264,7 +264,7 @@ def test_openapi_document_shows_the_field_with_its_ranges(server: Server) -> Non
             0,
             64,
         )
-        assert settings["learning_rate"]["exclusiveMinimum"] == 0
+        assert settings["learning_rate"]["minimum"] == 1e-6
         assert settings["report"]["enum"] == ["none", "summary", "trace"]
 
 

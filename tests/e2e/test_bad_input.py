@@ -72,7 +72,7 @@ def wrong() -> Iterator[tuple[str, str]]:
     for value in ('"nope"', "3", "{}"):
         yield f'{{"preset": {value}}}', "em_inf.preset"
     yield '{"n_gradsteps": 5}', "em_inf.n_gradsteps"
-    yield '{"key": "x", "base_seed": 1}', "em_inf.key"
+    yield '{"key": "x", "report": "none"}', "em_inf.key"
     yield '{"nothing": null}', "em_inf.nothing"
     yield '{"a": ' * 400 + "1" + "}" * 400, "em_inf.a"
 

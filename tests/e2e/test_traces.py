@@ -1,6 +1,7 @@
 """What a collector of OpenTelemetry traces is told of a request with EM-INF."""
 
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,7 +11,13 @@ from tests.e2e.receiver import Receiver, attributes
 from tests.e2e.serving import QUESTION, Server
 
 
-def ask(server: Server, em_inf: Any, sampled: bool = True, **fields: Any) -> Any:
+def ask(
+    server: Server,
+    em_inf: Any,
+    sampled: bool = True,
+    headers: dict[str, str] | None = None,
+    **fields: Any,
+) -> Any:
     """Ask as a client that traces; its trace's id, its span's id, and the answer."""
     trace, span = secrets.token_bytes(16), secrets.token_bytes(8)
     body = {
@@ -21,19 +28,20 @@ def ask(server: Server, em_inf: Any, sampled: bool = True, **fields: Any) -> Any
         **fields,
     }
     header = f"00-{trace.hex()}-{span.hex()}-0{int(sampled)}"
-    answer = server.post("/v1/chat/completions", body, {"traceparent": header})
+    headers = {**(headers or {}), "traceparent": header}
+    answer = server.post("/v1/chat/completions", body, headers)
     assert answer.status == 200, answer.body
     return trace, span, answer
 
 
-def test_figures_of_the_answer_stand_on_a_child_of_vllms_span(
+def test_figures_of_the_answer_stand_on_a_span_of_the_clients_trace(
     operated: Server, receiver: Receiver
 ) -> None:
     trace, client_span, answer = ask(operated, {"n_grad_steps": 15}, seed=3)
     (theirs,) = receiver.of_trace(trace, "llm_request")
     (ours,) = receiver.of_trace(trace, "em_inf")
-    assert theirs.parent_span_id == client_span
-    assert ours.parent_span_id == theirs.span_id
+    assert ours.parent_span_id == client_span
+    assert theirs.parent_span_id == ours.span_id
     assert ours.start_time_unix_nano <= ours.end_time_unix_nano
     found = attributes(ours)
     assert found.pop("gen_ai.request.id") == attributes(theirs)["gen_ai.request.id"]
@@ -60,13 +68,13 @@ def test_streamed_answer_of_the_other_method_has_its_temperature_on_the_span(
     assert "em_inf.grad_steps" not in found
 
 
-def test_choices_of_a_request_share_a_span_linked_to_each_of_theirs(
+def test_choices_of_a_request_share_a_span_above_each_of_theirs(
     operated: Server, receiver: Receiver
 ) -> None:
     trace, _, answer = ask(operated, {"n_grad_steps": 15}, n=3)
-    theirs = {span.span_id for span in receiver.of_trace(trace, "llm_request", 3)}
+    theirs = receiver.of_trace(trace, "llm_request", 3)
     (ours,) = receiver.of_trace(trace, "em_inf")
-    assert {ours.parent_span_id, *(link.span_id for link in ours.links)} == theirs
+    assert {span.parent_span_id for span in theirs} == {ours.span_id}
     choices = answer.json["em_inf"]["choices"]
     found = attributes(ours)
     for name in ("tokens", "tokens_minimized", "grad_steps"):
@@ -75,6 +83,23 @@ def test_choices_of_a_request_share_a_span_linked_to_each_of_theirs(
     assert found["em_inf.mean_entropy_before"] == pytest.approx(
         mean / found["em_inf.tokens"], abs=1e-6
     )
+
+
+def test_two_requests_of_one_id_have_each_their_own_figures_in_their_own_trace(
+    operated: Server, receiver: Receiver
+) -> None:
+    def twin(n_grad_steps: int) -> Any:
+        em_inf = {"n_grad_steps": n_grad_steps, "threshold": 0}
+        headers = {"X-Request-Id": "twin"}
+        return n_grad_steps, *ask(operated, em_inf, headers=headers, seed=3)
+
+    with ThreadPoolExecutor() as pool:
+        for n_grad_steps, trace, _, answer in pool.map(twin, range(1, 9)):
+            (ours,) = receiver.of_trace(trace, "em_inf")
+            found = attributes(ours)
+            assert found["em_inf.n_grad_steps"] == n_grad_steps
+            (choice,) = answer.json["em_inf"]["choices"]
+            assert found["em_inf.grad_steps"] == choice["grad_steps"]
 
 
 def test_requests_off_or_not_sampled_have_no_span_of_ours(

@@ -29,7 +29,9 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import StructuredOutputsParams
 
 import logits_processors.minimize
-from logits_processors.settings import EXTRA_ARGS_KEY, Settings, to_extra_args
+from logits_processors.extra_args import EXTRA_ARGS_KEY, to_extra_args
+from logits_processors.figures import Figures
+from logits_processors.settings import Settings
 
 FAILING_POSITION = 3
 PUSHED_BUT_BANNED_TOKEN = 40
@@ -90,14 +92,13 @@ class Ask:
     prompt: list[int]
     max_tokens: int = 8
     settings: Settings | None = None
-    base_seed: int | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def sampling_params(self, key: str) -> SamplingParams:
-        """What vLLM gets; `key` names the statistics."""
+        """What vLLM gets; `key` names the figures."""
         given = {"temperature": 0.0, "ignore_eos": True, **self.sampling}
         if self.settings is not None:
-            travelling = to_extra_args(self.settings, key, self.base_seed)
+            travelling = to_extra_args(self.settings, key)
             given["extra_args"] = {EXTRA_ARGS_KEY: travelling}
         return SamplingParams(max_tokens=self.max_tokens, **given)
 
@@ -164,7 +165,7 @@ def run(llm: LLM, asks: Sequence[Ask]) -> dict[str, Any]:
         [ask.sampling_params(key) for ask, key in zip(asks, keys, strict=True)],
         use_tqdm=False,
     )
-    popped: dict[str, Any] = {"records": {}, "errors": {}}
+    popped: dict[str, Any] = {"figures": {}, "errors": {}}
     if llm.llm_engine.vllm_config.model_config.logits_processors:
         (popped,) = llm.collective_rpc("em_inf_pop", args=(keys,))
     answers = []
@@ -188,10 +189,14 @@ def run(llm: LLM, asks: Sequence[Ask]) -> dict[str, Any]:
                     }
                     for choice in output.outputs
                 ],
-                "records": popped["records"].get(key),
+                "figures": _columns(popped["figures"].get(key)),
             }
         )
     return {"answers": answers, "errors": popped["errors"]}
+
+
+def _columns(figures: bytes | None) -> list[list[float]] | None:
+    return None if figures is None else Figures.from_bytes(figures).table.tolist()
 
 
 def run_alone(llm: LLM, asks: Sequence[Ask]) -> dict[str, Any]:
@@ -264,13 +269,14 @@ class Asks:
             Ask(prompt(6, 503) * 2, 6, sampling={"logprobs": 0}),
             Ask(prompt(6, 504) * 2, 6, MIXED_SETTINGS[4], sampling={"logprobs": 0}),
         ]
+        # As the engine client asks for the choices of one request with a seed.
         self.choices = [
             Ask(
                 prompt(5, 600),
                 settings=Settings(threshold=0.05),
-                base_seed=41,
-                sampling={"n": 3, "seed": 41, "temperature": 2.0},
+                sampling={"seed": seed, "temperature": 2.0},
             )
+            for seed in (41, 42, 43)
         ]
         eager = Settings(threshold=0, n_grad_steps=3)
 

@@ -48,12 +48,12 @@ Answer = dict[str, Any]
 
 
 class Figures:
-    """The four columns of one choice, cut to the tokens that the client got."""
+    """The four columns of an answer, cut to the tokens that the client got."""
 
-    def __init__(self, answer: Answer, choice: int = 0) -> None:
-        recorded = answer["records"][str(choice)]
+    def __init__(self, answer: Answer) -> None:
+        recorded = answer["figures"]
         self.num_recorded = len(recorded[0])
-        self.num_tokens = len(answer["choices"][choice]["token_ids"])
+        self.num_tokens = len(answer["choices"][0]["token_ids"])
         columns = [column[: self.num_tokens] for column in recorded]
         self.before, self.after, self.grad_steps, self.temperatures = columns
 
@@ -71,7 +71,7 @@ def settings_of(answer: Answer) -> Settings | None:
 
 
 def reported(answers: list[Answer]) -> list[Answer]:
-    return [answer for answer in answers if answer["records"] is not None]
+    return [answer for answer in answers if answer["figures"] is not None]
 
 
 def assert_same_answers(left: list[Answer], right: list[Answer]) -> None:
@@ -80,12 +80,12 @@ def assert_same_answers(left: list[Answer], right: list[Answer]) -> None:
     for one, other in zip(left, right, strict=True):
         assert one["settings"] == other["settings"]
         assert tokens(one) == tokens(other)
-        assert (one["records"] is None) == (other["records"] is None)
+        assert (one["figures"] is None) == (other["figures"] is None)
         for i, choice in enumerate(one["choices"]):
             logprobs = other["choices"][i]["logprobs"]
             assert choice["logprobs"] == pytest.approx(logprobs, abs=SAME)
-            if one["records"] is not None:
-                figures, wanted = Figures(one, i).columns, Figures(other, i).columns
+            if one["figures"] is not None:
+                figures, wanted = Figures(one).columns, Figures(other).columns
                 for column, expected in zip(figures, wanted, strict=True):
                     assert column == pytest.approx(expected, abs=SAME)
 
@@ -99,9 +99,9 @@ def transformer() -> Iterator[Any]:
     torch.set_num_threads(threads)
 
 
-def logits_of(transformer: Any, answer: Answer, choice: int = 0) -> Tensor:
+def logits_of(transformer: Any, answer: Answer) -> Tensor:
     """[T, V]: what a plain transformers forward gives for each output token."""
-    output = answer["choices"][choice]["token_ids"]
+    output = answer["choices"][0]["token_ids"]
     ids = torch.tensor([answer["prompt"] + output])
     with torch.inference_mode():
         logits: Tensor = transformer(ids).logits[0]
@@ -154,15 +154,14 @@ def test_entropies_agree_with_transformers_and_autograd(
     assert answers
     for answer in answers:
         settings = settings_of(answer)
-        for choice in range(len(answer["choices"])):
-            rows = logits_of(transformer, answer, choice)
-            before = autograd_oracle.entropy_of(rows).tolist()
-            expected = torch.stack([minimized(row, settings) for row in rows])
-            after = autograd_oracle.entropy_of(expected).tolist()
-            figures = Figures(answer, choice)
-            assert figures.before == pytest.approx(before, abs=AGREES)
-            # Adaptive temperature ends up to a thousandth of its target below it.
-            assert figures.after == pytest.approx(after, abs=AGREES, rel=AGREES)
+        rows = logits_of(transformer, answer)
+        before = autograd_oracle.entropy_of(rows).tolist()
+        expected = torch.stack([minimized(row, settings) for row in rows])
+        after = autograd_oracle.entropy_of(expected).tolist()
+        figures = Figures(answer)
+        assert figures.before == pytest.approx(before, abs=AGREES)
+        # Adaptive temperature ends up to a thousandth of its target below it.
+        assert figures.after == pytest.approx(after, abs=AGREES, rel=AGREES)
 
 
 def test_the_sampler_gets_the_logits_that_each_request_asked_for(
@@ -197,7 +196,7 @@ def test_requests_without_em_inf_get_the_tokens_they_would_get_without_the_proce
     bystanders = [i for i, answer in enumerate(together) if answer["settings"] is None]
     assert len(bystanders) == 2
     for i in bystanders:
-        assert together[i]["records"] is None
+        assert together[i]["figures"] is None
         assert together[i]["choices"] == without[i]["choices"]
 
 
@@ -205,7 +204,7 @@ def test_a_request_that_wants_no_report_leaves_no_record(results: Results) -> No
     for answer in results["mixed"]["answers"]:
         settings = settings_of(answer)
         wanted = settings is not None and settings.report != "none"
-        assert (answer["records"] is not None) == wanted
+        assert (answer["figures"] is not None) == wanted
 
 
 def test_requests_in_reused_slots_keep_their_own_settings(
@@ -241,12 +240,10 @@ def test_a_prompt_in_chunks_reports_what_a_whole_one_does(results: Results) -> N
 
 
 def test_choices_of_one_request_have_figures_of_their_own(results: Results) -> None:
-    (answer,) = results["choices"]["answers"]
-    assert len({tuple(one) for one in tokens(answer)}) == 3
-    assert set(answer["records"]) == {"0", "1", "2"}
-    for choice in range(3):
-        figures = Figures(answer, choice)
-        assert figures.num_recorded == figures.num_tokens
+    answers = results["choices"]["answers"]
+    assert len({tuple(tokens(answer)[0]) for answer in answers}) == 3
+    for answer in answers:
+        assert Figures(answer).num_recorded == Figures(answer).num_tokens
 
 
 def test_constrained_output_obeys_its_grammar(results: Results) -> None:

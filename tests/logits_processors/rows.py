@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from logits_processors.minimize import Backend, minimize_entropy_
-from logits_processors.reference import RowParams, RowStats, Workspace
+from logits_processors.reference import RowFigures, RowParams, Workspace
 from logits_processors.settings import Settings
 
 if TYPE_CHECKING:
     from logits_processors.kernels.gpu import Scratch
 
-Columns = TypeVar("Columns", RowParams, RowStats)
+Columns = TypeVar("Columns", RowParams, RowFigures)
 INF = float("inf")
 NAN = float("nan")
 CPU = torch.device("cpu")
@@ -134,7 +134,7 @@ def minimized(
     rows: Sequence[int] | None = None,
     workspace: Workspace | None = None,
     backend: Backend | None = None,
-) -> tuple[Tensor, RowStats]:
+) -> tuple[Tensor, RowFigures]:
     """Run the current backend on a copy.
 
     Args:

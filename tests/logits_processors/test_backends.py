@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from logits_processors.reference import MIN_TEMPERATURE, RowStats, Workspace
+from logits_processors.reference import MIN_TEMPERATURE, RowFigures, Workspace
 from logits_processors.settings import Settings
 from tests.logits_processors import rows as shared_rows
 from tests.logits_processors.autograd_oracle import (
@@ -64,7 +64,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @cache
-def hard_row_minimized(name: str, settings: Settings) -> tuple[Tensor, RowStats]:
+def hard_row_minimized(name: str, settings: Settings) -> tuple[Tensor, RowFigures]:
     """A hard row, [1, V], after a run that several tests look at."""
     return minimized(HARD_ROWS[name][None], settings)
 
@@ -72,7 +72,7 @@ def hard_row_minimized(name: str, settings: Settings) -> tuple[Tensor, RowStats]
 @cache
 def llm_like_minimized(
     vocab_size: int, num_rows: int, seed: int, settings: Settings
-) -> tuple[Tensor, Tensor, RowStats]:
+) -> tuple[Tensor, Tensor, RowFigures]:
     """Rows before and after, and their statistics, that several tests look at."""
     logits = llm_like_rows(vocab_size, num_rows, seed)
     return logits, *minimized(logits, settings)

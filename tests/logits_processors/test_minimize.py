@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from logits_processors.minimize import minimize_entropy_, pick_backend, prepare
-from logits_processors.reference import RowParams, RowStats, Workspace
+from logits_processors.reference import RowFigures, RowParams, Workspace
 from logits_processors.settings import Settings
 from tests.logits_processors.rows import (
     CPU,
@@ -30,7 +30,7 @@ ON_GPU: dict[str, Any] = {
 """Arguments of `call` for the GPU's kernels, where they run on this machine."""
 
 
-def call(logits: Tensor, **changes: Any) -> RowStats:
+def call(logits: Tensor, **changes: Any) -> RowFigures:
     """Run on rows 2 and 0 of `logits`, with some arguments replaced."""
     arguments: dict[str, Any] = {
         "rows": torch.tensor([2, 0]),

@@ -20,9 +20,11 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirection
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 
 from logits_processors import minimize, recorder
+from logits_processors.extra_args import to_extra_args
+from logits_processors.figures import Figures
 from logits_processors.processor import EMInfLogitsProcessor
 from logits_processors.recorder import EMInfWorkerExtension, Recorder
-from logits_processors.settings import Settings, SettingsError, to_extra_args
+from logits_processors.settings import Settings, SettingsError
 from tests.logits_processors.autograd_oracle import entropy_of
 from tests.logits_processors.rows import CPU, bits, llm_like_rows, minimized
 
@@ -90,8 +92,7 @@ def config(num_speculative_tokens: int = 0) -> Any:
 
 def asking(settings: Settings, key: str = "key", **sampling: Any) -> SamplingParams:
     """Sampling parameters of a request with EM-INF on."""
-    base_seed = sampling.pop("base_seed", None)
-    extra_args = {"em_inf": to_extra_args(settings, key, base_seed)}
+    extra_args = {"em_inf": to_extra_args(settings, key)}
     return SamplingParams(extra_args=extra_args, **sampling)
 
 
@@ -111,9 +112,10 @@ def check(after: Tensor, expected: Sequence[Settings | None]) -> None:
             assert not torch.equal(after[row], before), f"row {row}"
 
 
-def popped(key: str = "key", choice: int = 0) -> list[list[float]]:
-    """What the API server gets for a finished request."""
-    return EMInfWorkerExtension().em_inf_pop([key])["records"][key][choice]
+def popped(key: str = "key") -> list[list[float]]:
+    """What the API server gets for a finished request, as columns."""
+    data = EMInfWorkerExtension().em_inf_pop([key])["figures"][key]
+    return Figures.from_bytes(data).table.tolist()
 
 
 def entropies(*rows: int) -> Any:
@@ -326,22 +328,10 @@ def test_v1_request_resumed_after_preemption_keeps_its_earlier_figures(v1: V1) -
     assert popped()[0] == entropies(0, 2)
 
 
-def test_v1_choices_of_a_request_are_told_apart_by_their_seeds(v1: V1) -> None:
-    for row, seed in enumerate([100, 101, 102]):
-        v1.add(row, asking(FIRST, seed=seed, base_seed=100))
-    v1.step()
-    records = EMInfWorkerExtension().em_inf_pop(["key"])["records"]["key"]
-    assert {choice: columns[0] for choice, columns in records.items()} == {
-        0: entropies(0),
-        1: entropies(1),
-        2: entropies(2),
-    }
-
-
-def test_v1_request_with_a_seed_of_its_own_is_choice_zero(v1: V1) -> None:
+def test_v1_request_with_a_seed_has_its_figures(v1: V1) -> None:
     v1.add(0, asking(FIRST, seed=100))
     v1.step()
-    assert popped(choice=0)[0] == entropies(0)
+    assert popped()[0] == entropies(0)
 
 
 def test_v1_request_that_wants_no_report_is_minimized_without_a_record(
@@ -468,8 +458,8 @@ def test_request_added_after_a_failed_batch_update_works(v1: V1) -> None:
 
 
 def wrong() -> SamplingParams:
-    """Settings that nobody validated."""
-    return SamplingParams(extra_args={"em_inf": {"key": "key", "n_grad_steps": -1}})
+    """Settings that nobody admitted."""
+    return SamplingParams(extra_args={"em_inf": {"n_grad_steps": 5}})
 
 
 def test_request_with_wrong_settings_is_left_alone_and_others_are_not(v1: V1) -> None:
@@ -501,7 +491,7 @@ def test_request_with_wrong_settings_is_counted(v1: V1, records: Recorder) -> No
         SamplingParams(extra_args={"other": object()}),
         SamplingParams(extra_args={"em_inf": None}),
         asking(FIRST),
-        asking(ADAPTIVE, base_seed=5, seed=6),
+        asking(ADAPTIVE, seed=6),
     ],
 )
 def test_proper_requests_are_admitted(params: SamplingParams) -> None:

@@ -57,15 +57,17 @@ def test_slider_stops_cover_the_range_and_nothing_beyond(opened: Page) -> None:
         return found
 
     assert stops(type="integer", minimum=0, maximum=20, default=5) == list(range(21))
-    rate = stops(type="number", exclusiveMinimum=0, maximum=10, default=0.1)
-    assert rate[0] > 0
-    assert rate[-1] == 10
+    rate = stops(type="number", minimum=1e-6, maximum=1, default=0.1)
+    assert rate[:3] == [1e-6, 0.01, 0.02]
+    assert rate[-1] == 1
+    top_p = stops(type="number", exclusiveMinimum=0, maximum=1, default=1)
+    assert (top_p[0], top_p[-1]) == (0.01, 1)
     weight = stops(type="number", minimum=0, maximum=100, default=0.001)
     assert (weight[0], weight[-1]) == (0, 100)
     threshold = stops(type="number", minimum=0, default=0.3)
     assert (threshold[0], threshold[-1]) == (0, 3)
-    ratio = stops(type="number", exclusiveMinimum=0, maximum=1, default=0.5)
-    assert (ratio[0], ratio[-1]) == (0.01, 1)
+    ratio = stops(type="number", minimum=1e-6, maximum=1, default=0.5)
+    assert (ratio[0], ratio[-1]) == (1e-6, 1)
 
 
 STREAM = 'data: {"a": "é😀"}\n\n: keep-alive\n\ndata: {"b": 2}\r\n\r\ndata: [DONE]\n\n'

@@ -11,7 +11,7 @@ from server.cli import DEMO_MODEL_NAME
 from tests.e2e.serving import ENDLESS, QUESTION, Server
 from tests.playground.browser import run
 
-OFF = {"method": "gradient", "n_grad_steps": 0, "report": "trace"}
+OFF = {"preset": "measure", "report": "trace"}
 STRONG = {"preset": "strong", "report": "trace"}
 CHAT = "**/v1/chat/completions"
 SHADES = (0, 0.05, 0.3, 0.7, 1.2, 2)

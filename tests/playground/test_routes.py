@@ -9,8 +9,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from logits_processors.settings import SERVER_SETTINGS_VARIABLE, server_settings
 from server import playground
+from server.operator_settings import SERVER_SETTINGS_VARIABLE, server_settings
 from server.plugin import EMInfPlugin
 
 ASSETS = sorted(

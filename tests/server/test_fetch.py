@@ -1,21 +1,20 @@
-"""The way back of the statistics: who fetches, merges and trims them."""
+"""The way back of the figures: who fetches and merges them, and who waits how long."""
 
 import asyncio
 import inspect
 import re
+import time
 from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client import REGISTRY
-from starlette.datastructures import State
 
-from logits_processors import processor, recorder
-from server import engine_client, fetch
-from server.engine_client import _trim
-from server.fetch import StatisticsFetcher, merge_ranks
+from logits_processors import processor, recorder, step
+from logits_processors.figures import COLUMNS, Figures
+from server import fetch
+from server.fetch import FiguresFetcher, merge_ranks
 from server.metrics import PROCESSOR_ERROR_KINDS
-from server.plugin import _loaded_status
-from server.report import Call
 
 
 class Engines:
@@ -35,12 +34,26 @@ class Engines:
         return self.answers[engine]
 
 
-def rank(records: dict[str, Any], **errors: int) -> dict[str, Any]:
-    return {"records": records, "errors": errors, "seconds": 0.5, "calls": 3}
+def rank(figures: dict[str, Figures], **errors: int) -> dict[str, Any]:
+    """What a worker answers."""
+    data = {key: each.to_bytes() for key, each in figures.items()}
+    return {"figures": data, "errors": errors, "seconds": 0.5, "calls": 3}
 
 
-def columns(n: int) -> list[list[float]]:
-    return [[1.0] * n, [0.5] * n, [5.0] * n, [1.0] * n]
+def of(n: int) -> Figures:
+    """Figures of n tokens."""
+    return Figures(np.full((len(COLUMNS), n), n, np.float32))
+
+
+def lengths(found: Any) -> Any:
+    """How many tokens each of some figures has; None for figures that are missing."""
+    if isinstance(found, dict):
+        return {key: len(figures) for key, figures in found.items()}
+    return [None if figures is None else len(figures) for figures in found]
+
+
+async def fetched(fetcher: FiguresFetcher, key: str) -> Figures | None:
+    return await fetcher.fetch(key, seconds=60)
 
 
 def errors_counted() -> float:
@@ -49,38 +62,28 @@ def errors_counted() -> float:
 
 
 def test_ranks_of_one_engine_count_once() -> None:
-    same = rank({"key": {0: columns(3)}})
-    assert merge_ranks([same, same]) == {"key": {0: columns(3)}}
+    same = rank({"key": of(3)})
+    assert lengths(merge_ranks([same, same])) == {"key": 3}
 
 
 def test_rank_with_more_tokens_wins() -> None:
-    answers = [rank({"key": {0: columns(0)}}), rank({"key": {0: columns(2)}})]
-    assert merge_ranks(answers)["key"][0] == columns(2)
+    answers = [rank({"key": of(0)}), rank({"key": of(2)})]
+    assert lengths(merge_ranks(answers)) == {"key": 2}
 
 
 def test_stages_that_do_not_sample_change_nothing() -> None:
     # Pipeline parallel: the first stages have no processor, the last one's ranks agree.
-    last = rank({"key": {0: columns(3)}}, apply=1)
+    last = rank({"key": of(3)}, apply=1)
     before = errors_counted()
     ranks = [rank({}), rank({}), last, last]
-    assert merge_ranks(ranks) == {"key": {0: columns(3)}}
+    assert lengths(merge_ranks(ranks)) == {"key": 3}
     assert errors_counted() - before == 1
 
 
 def test_ranks_that_share_a_batch_out_are_joined() -> None:
     # Batch-sharded sampling: each rank sampled requests of its own.
-    ranks = [rank({"a": {0: columns(2)}}), rank({"b": {0: columns(1)}})]
-    assert merge_ranks(ranks) == {"a": {0: columns(2)}, "b": {0: columns(1)}}
-
-
-def test_status_is_that_of_a_worker_that_samples() -> None:
-    def status(*ranks: dict[str, str]) -> Any:
-        proxy = engine_client.EMInfEngineClient(Engines(list(ranks)), State())
-        return asyncio.run(_loaded_status(proxy))
-
-    assert status({}, {}, {"backend": "gpu"}) == {"backend": "gpu"}
-    with pytest.raises(RuntimeError, match="processor is not"):
-        status({}, {})
+    ranks = [rank({"a": of(2)}), rank({"b": of(1)})]
+    assert lengths(merge_ranks(ranks)) == {"a": 2, "b": 1}
 
 
 def test_errors_count_once_for_an_engine_and_add_up_over_engines() -> None:
@@ -91,31 +94,22 @@ def test_errors_count_once_for_an_engine_and_add_up_over_engines() -> None:
     assert errors_counted() - before == 3
 
 
-def test_figures_are_cut_to_the_tokens_that_the_client_got() -> None:
-    call = Call("key", 2, {0: 2, 1: 2}, {0: columns(3)})
-    _trim(call)
-    assert call.columns is not None
-    assert call.columns[0] == columns(2)
-    assert all(x != x for column in call.columns[1] for x in column)
-    assert [len(column) for column in call.columns[1]] == [2, 2, 2, 2]
-
-
 def test_keys_that_come_up_during_a_call_go_together_with_the_next() -> None:
     async def scenario() -> tuple[list[Any], list[Any]]:
-        engines = Engines([rank({k: {0: columns(1)} for k in "abcd"})])
+        engines = Engines([rank({k: of(1) for k in "abcd"})])
         engines.gate.clear()
-        fetcher = StatisticsFetcher(engines)
-        first = asyncio.create_task(fetcher.fetch("a"))
+        fetcher = FiguresFetcher(engines)
+        first = asyncio.create_task(fetched(fetcher, "a"))
         await asyncio.sleep(0.01)
-        others = [asyncio.create_task(fetcher.fetch(key)) for key in "bc"]
+        others = [asyncio.create_task(fetched(fetcher, key)) for key in "bc"]
         await asyncio.sleep(0.01)
         fetcher.forget("d")
         engines.gate.set()
         results = await asyncio.gather(first, *others)
-        return results, [call[3] for call in engines.calls]
+        return lengths(results), [call[3] for call in engines.calls]
 
     results, asked = asyncio.run(scenario())
-    assert results == [{0: columns(1)}] * 3
+    assert results == [1, 1, 1]
     assert asked == [(["a"],), (["b", "c", "d"],)]
 
 
@@ -125,8 +119,8 @@ def test_engine_that_fails_to_answer_leaves_the_answer_without_figures() -> None
             raise RuntimeError("no answer")
 
     async def scenario() -> Any:
-        fetcher = StatisticsFetcher(Broken([]))
-        return await fetcher.fetch("a")
+        fetcher = FiguresFetcher(Broken([]))
+        return await fetched(fetcher, "a")
 
     before = REGISTRY.get_sample_value("em_inf_fetch_errors_total") or 0
     assert asyncio.run(scenario()) is None
@@ -134,10 +128,12 @@ def test_engine_that_fails_to_answer_leaves_the_answer_without_figures() -> None
 
 
 def test_unknown_key_has_no_figures() -> None:
-    async def scenario() -> Any:
-        return await StatisticsFetcher(Engines([rank({})])).fetch("a")
+    async def scenario() -> Figures | None:
+        return await FiguresFetcher(Engines([rank({})])).fetch("a", 60)
 
-    assert asyncio.run(scenario()) == {}
+    found = asyncio.run(scenario())
+    assert found is not None
+    assert len(found) == 0
 
 
 class OneBusy(Engines):
@@ -151,19 +147,38 @@ class OneBusy(Engines):
 
 def test_answer_waits_for_its_own_engine_only() -> None:
     async def scenario() -> list[Any]:
-        ours = {"a": {0: columns(1)}, "b": {0: columns(2)}}
-        engines = OneBusy([rank(ours)], [rank({"c": {0: columns(3)}})])
+        ours = {"a": of(1), "b": of(2)}
+        engines = OneBusy([rank(ours)], [rank({"c": of(3)})])
         engines.gate.clear()
-        fetcher = StatisticsFetcher(engines)
-        neighbour = asyncio.create_task(fetcher.fetch("c"))
+        fetcher = FiguresFetcher(engines)
+        neighbour = asyncio.create_task(fetched(fetcher, "c"))
         async with asyncio.timeout(60):
-            found = [await fetcher.fetch("a"), await fetcher.fetch("b")]
+            found = [await fetched(fetcher, "a"), await fetched(fetcher, "b")]
         assert not neighbour.done()
         engines.gate.set()
-        return [*found, await neighbour]
+        return lengths([*found, await neighbour])
 
-    expected = [{0: columns(1)}, {0: columns(2)}, {0: columns(3)}]
-    assert asyncio.run(scenario()) == expected
+    assert asyncio.run(scenario()) == [1, 2, 3]
+
+
+def test_answer_waits_no_longer_than_it_is_told_and_neighbours_do_not_notice() -> None:
+    async def scenario() -> tuple[list[Any], float]:
+        engines = OneBusy([rank({"a": of(1)})], [rank({"b": of(2), "c": of(3)})])
+        engines.gate.clear()
+        fetcher = FiguresFetcher(engines)
+        began = time.monotonic()
+        late = await fetcher.fetch("b", seconds=0.2)
+        waited = time.monotonic() - began
+        near = await fetcher.fetch("a", seconds=60)
+        engines.gate.set()
+        # The busy engine's next answers are as good as ever.
+        return lengths([late, near, await fetcher.fetch("c", seconds=60)]), waited
+
+    before = REGISTRY.get_sample_value("em_inf_fetch_errors_total") or 0
+    found, waited = asyncio.run(scenario())
+    assert found == [None, 1, 3]
+    assert waited < 30
+    assert REGISTRY.get_sample_value("em_inf_fetch_errors_total") == before + 1
 
 
 def test_key_that_no_engine_has_waits_for_all_and_is_lost_where_one_failed() -> None:
@@ -174,10 +189,10 @@ def test_key_that_no_engine_has_waits_for_all_and_is_lost_where_one_failed() -> 
             return self.answers[engine]
 
     async def scenario() -> list[Any]:
-        fetcher = StatisticsFetcher(OneBroken([rank({"a": {0: columns(1)}})], []))
-        return [await fetcher.fetch("a"), await fetcher.fetch("unknown")]
+        fetcher = FiguresFetcher(OneBroken([rank({"a": of(1)})], []))
+        return lengths([await fetched(fetcher, "a"), await fetched(fetcher, "unknown")])
 
-    assert asyncio.run(scenario()) == [{0: columns(1)}, None]
+    assert asyncio.run(scenario()) == [1, None]
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -188,7 +203,7 @@ def test_workers_are_left_alone_until_somebody_asks_for_em_inf(
 
     async def scenario() -> bool:
         engines = Engines([rank({})])
-        fetcher = StatisticsFetcher(engines)
+        fetcher = FiguresFetcher(engines)
         if asked:
             fetcher.expect_errors()
         fetcher.start_ticking()
@@ -203,7 +218,7 @@ def test_workers_are_left_alone_until_somebody_asks_for_em_inf(
 def test_every_engine_is_asked_and_every_worker_answers(engines: int) -> None:
     async def scenario() -> list[Any]:
         client = Engines(*([{"rank": i}] for i in range(engines)))
-        return await StatisticsFetcher(client).call_workers("em_inf_status")
+        return await FiguresFetcher(client).call_workers("em_inf_status")
 
     assert asyncio.run(scenario()) == [{"rank": i} for i in range(engines)]
 
@@ -221,8 +236,8 @@ def test_times_count_once_for_an_engine_and_add_up_over_engines() -> None:
 
 
 def test_every_kind_of_error_has_its_series_from_the_start() -> None:
-    sources = (inspect.getsource(module) for module in (processor, recorder))
-    found = re.findall(r'@_guarded\(\s*"(\w+)"|errors\["(\w+)"\]', "".join(sources))
+    sources = (inspect.getsource(module) for module in (processor, recorder, step))
+    found = re.findall(r'@guarded\(\s*"(\w+)"|errors\["(\w+)"\]', "".join(sources))
     assert {one or other for one, other in found} == set(PROCESSOR_ERROR_KINDS)
     for kind in PROCESSOR_ERROR_KINDS:
         name = "em_inf_processor_errors_total"

@@ -3,6 +3,7 @@
 import math
 import random
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
@@ -23,7 +24,7 @@ def test_many_values_at_once_count_as_one_by_one(values: list[float]) -> None:
         registry = CollectorRegistry()
         histogram = Histogram("nats", "", buckets=_ENTROPY_BUCKETS, registry=registry)
         if together:
-            observe_all(histogram, values)
+            observe_all(histogram, np.array(values))
         else:
             for value in values:
                 if not math.isnan(value):

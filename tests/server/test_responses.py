@@ -2,25 +2,36 @@
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.responses import JSONResponse
 
+from logits_processors.figures import Figures
 from logits_processors.settings import Settings
-from server.protocol import add_to_event_stream, add_to_json, add_to_stream
-from server.report import Report, report_body
+from server.report import Report
+from server.responses import (
+    add_to_event_stream,
+    add_to_json,
+    add_to_stream,
+    rendered,
+)
 
 
 def report_of(*choices: list[list[float]] | None, report: str = "trace") -> Report:
-    """A report of one engine request for each choice given as columns."""
+    """A report of one prompt for each choice given as columns."""
     made = Report(Settings(report=report), "default")  # type: ignore[arg-type]
     for columns in choices:
-        call = made.new_call(1)
-        call.columns = None if columns is None else {0: columns}
+        generation = made.new_generation(1)
+        if columns is not None:
+            generation.figures = [Figures(np.array(columns, np.float32))]
     return made
+
+
+def body_of(report: Report, one_choice: bool = False) -> Any:
+    return json.loads(asyncio.run(rendered(report, one_choice)))
 
 
 COLUMNS = [[1.0, 0.1], [0.5, 0.1], [5.0, 0.0], [1.0, 1.0]]
@@ -50,7 +61,7 @@ DONE = "data: [DONE]\n\n"
 
 
 def test_figures_are_summed_up() -> None:
-    (choice,) = report_body(report_of(COLUMNS), one_choice=False)["choices"]
+    (choice,) = body_of(report_of(COLUMNS))["choices"]
     assert choice == {
         "index": 0,
         "tokens": 2,
@@ -67,30 +78,53 @@ def test_figures_are_summed_up() -> None:
 
 
 def test_summary_has_no_trace() -> None:
-    body = report_body(report_of(COLUMNS, report="summary"), one_choice=False)
+    body = body_of(report_of(COLUMNS, report="summary"))
     assert "trace" not in body["choices"][0]
 
 
 def test_token_that_was_not_recorded_is_null_and_counted() -> None:
-    nan = math.nan
+    nan = float("nan")
     columns = [[1.0, nan], [0.5, nan], [5.0, nan], [1.0, nan]]
-    (choice,) = report_body(report_of(columns), one_choice=False)["choices"]
+    (choice,) = body_of(report_of(columns))["choices"]
     assert choice["tokens"] == 2
     assert choice["tokens_not_recorded"] == 1
     assert choice["mean_entropy_before"] == 1.0
     assert choice["trace"]["entropy_before"] == [1.0, None]
     assert choice["trace"]["grad_steps"] == [5, None]
-    assert json.dumps(choice, allow_nan=False)
+
+
+def test_long_trace_is_whole_and_leaves_others_their_turn() -> None:
+    n = 40_000
+    columns = [[0.1 * (i % 7) for i in range(n)]] * 2 + [[i % 16 for i in range(n)]] * 2
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def scenario() -> Any:
+        task = asyncio.create_task(others())
+        body = await rendered(report_of(columns), one_choice=False)
+        task.cancel()
+        return json.loads(body)["choices"][0]["trace"]
+
+    trace = asyncio.run(scenario())
+    assert trace["entropy_before"] == pytest.approx(columns[0], abs=1e-7)
+    assert trace["entropy_after"] == pytest.approx(columns[1], abs=1e-7)
+    assert trace["grad_steps"] == columns[2]
+    assert turns > 10
 
 
 def test_answer_without_tokens_has_no_means() -> None:
-    (choice,) = report_body(report_of([[], [], [], []]), one_choice=False)["choices"]
+    (choice,) = body_of(report_of([[], [], [], []]))["choices"]
     assert choice["tokens"] == 0
     assert choice["mean_entropy_before"] is None
 
 
 def test_statistics_that_could_not_be_fetched_are_said_to_be_missing() -> None:
-    body = report_body(report_of(COLUMNS, None), one_choice=False)
+    body = body_of(report_of(COLUMNS, None))
     assert "error" not in body["choices"][0]
     assert body["choices"][1] == {
         "index": 1,
@@ -99,7 +133,7 @@ def test_statistics_that_could_not_be_fetched_are_said_to_be_missing() -> None:
 
 
 def test_turns_of_a_tool_loop_are_one_choice() -> None:
-    body = report_body(report_of(COLUMNS, COLUMNS), one_choice=True)
+    body = body_of(report_of(COLUMNS, COLUMNS), one_choice=True)
     (choice,) = body["choices"]
     assert choice["tokens"] == 4
     assert choice["grad_steps"] == 10
@@ -139,24 +173,28 @@ def test_users_text_is_not_taken_for_the_end_of_a_stream() -> None:
     assert run(add_to_stream, word, word, FINISH, DONE)[:2] == [word, word]
 
 
+TRAP = 'a model may write "response":{ itself'
+
+
 @pytest.mark.parametrize("kind", ["response.completed", "response.incomplete"])
 def test_event_that_ends_a_responses_stream_is_changed(kind: str) -> None:
     delta = f"event: response.output_text.delta\n{event(type='delta')}"
-    end = f"event: {kind}\n{event(type=kind, response={'id': 'x'})}"
+    response = {"id": "x", "text": TRAP}
+    end = f"event: {kind}\n{event(type=kind, response=response)}"
     out = run(add_to_event_stream, delta, end)
     assert out[0] == delta
     head, _, data = out[1].partition("\n")
     assert head == f"event: {kind}"
     body = json.loads(data.removeprefix("data: "))
-    assert body["response"]["id"] == "x"
-    assert body["response"]["em_inf"]["choices"][0]["tokens"] == 2
+    assert body["response"].pop("em_inf")["choices"][0]["tokens"] == 2
+    assert body == {"type": kind, "response": {"id": "x", "text": TRAP}}
 
 
 def test_finished_body_keeps_every_byte_and_gains_the_field() -> None:
     text = 'ends in braces }} and "quotes"\n'
     response = JSONResponse({"choices": [{"text": text}], "usage": {"total": 1}})
     before = bytes(response.body)
-    add_to_json(response, report_of(COLUMNS), one_choice=False)
+    asyncio.run(add_to_json(response, report_of(COLUMNS), one_choice=False))
     assert bytes(response.body).startswith(before[:-1] + b',"em_inf":')
     body = json.loads(bytes(response.body))
     assert body.pop("em_inf")["choices"][0]["tokens"] == 2

@@ -112,9 +112,9 @@ def test_off_is_sent_as_no_step_and_no_parameter_is_left_to_the_server(
     fake.em_inf = True
     evaluate(plan(fake, tmp_path, "greedy", "em_inf(n_grad_steps=3)"))
     sent = {body["temperature"]: body for body in fake.asked}
-    off = {"method": "gradient", "n_grad_steps": 0, "report": "summary"}
-    assert sent[0.0]["em_inf"] == off
-    assert sent[1.0]["em_inf"] == {**off, "n_grad_steps": 3}
+    assert sent[0.0]["em_inf"] == {"preset": "measure", "report": "summary"}
+    on = {"method": "gradient", "n_grad_steps": 3, "report": "summary"}
+    assert sent[1.0]["em_inf"] == on
     for body in sent.values():
         assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (0, 0, 1)
 

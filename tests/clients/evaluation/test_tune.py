@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clients.evaluation.records import run_from_json
-from logits_processors.settings import ServerSettings, load_presets
+from server.operator_settings import ServerSettings, load_presets
 from tests.clients.asking import metric
 from tests.clients.conftest import Run
 from tests.e2e.serving import Server

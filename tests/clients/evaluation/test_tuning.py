@@ -9,7 +9,8 @@ import pytest
 from clients.evaluation.decoders import parse
 from clients.evaluation.records import Problem
 from clients.evaluation.tuning import Scored, Space, Tried, preset, search, split, winner
-from logits_processors.settings import ServerSettings, SettingsError, load_presets
+from logits_processors.settings import SettingsError
+from server.operator_settings import ServerSettings, load_presets
 
 
 def problems(count: int) -> tuple[Problem, ...]:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from logits_processors.reference import RowStats
+from logits_processors.reference import RowFigures
 from logits_processors.settings import Settings
 from tests.logits_processors.autograd_oracle import softmax_of
 from tests.logits_processors.rows import (
@@ -99,11 +99,11 @@ def test_looking_a_row_up_takes_at_most_twenty_five_issue_slots_for_each_logit()
 # Beside their exact form --------------------------------------------------------------
 
 
-def exactly(logits: Tensor, settings: list[Settings]) -> tuple[Tensor, RowStats]:
+def exactly(logits: Tensor, settings: list[Settings]) -> tuple[Tensor, RowFigures]:
     from logits_processors.kernels import gpu_exact
 
     logits = logits.clone().to(TRITON)
-    stats = RowStats.empty(len(settings), TRITON)
+    stats = RowFigures.empty(len(settings), TRITON)
     with np.errstate(all="ignore"):
         gpu_exact.minimize_rows_exactly_(
             logits,
@@ -179,7 +179,7 @@ def test_size_of_a_group_changes_no_bit() -> None:
     params, chosen = params_of(settings, TRITON), torch.arange(4, device=TRITON)
     found = []
     for group_rows in (1, 3, 4):
-        copy, stats = logits.clone(), RowStats.empty(4, TRITON)
+        copy, stats = logits.clone(), RowFigures.empty(4, TRITON)
         scratch = gpu.Scratch(20_000, 4, TRITON, group_rows=group_rows)
         with np.errstate(all="ignore"):
             gpu.minimize_rows_(copy, chosen, params, stats, scratch)
