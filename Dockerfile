@@ -88,7 +88,7 @@ RUN uv pip freeze --system > /tmp/all.txt \
       /opt/em-inf/base.txt /opt/em-inf/container/cuda.txt > /tmp/missing.txt \
  && uv pip install --system --no-cache --constraint /opt/em-inf/base.txt \
       --constraint /tmp/missing.txt /opt/em-inf/dist/*.whl \
- && python3 -c "from server.cli import check_vllm; check_vllm()" \
+ && python3 -c "from em_inf.server.cli import check_vllm; check_vllm()" \
  && rm -r /tmp/all.txt /tmp/missing.txt /opt/em-inf/dist \
  && useradd --uid 10001 --gid 0 --no-create-home --home-dir /cache em-inf \
  && install -d -o 10001 -g 0 -m 0775 /cache

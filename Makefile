@@ -5,7 +5,7 @@ ARGS ?=
 # CUDA where an NVIDIA driver answers, else the CPU.
 BUILD ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 
-SERVER_TESTS = tests/clients tests/deploy tests/e2e tests/playground
+SERVER_TESTS = tests/clients tests/evaluation tests/deploy tests/e2e tests/playground
 
 # What the topologies and the load tests need beside the rest, without touching its pins.
 ADD = .venv/bin/python -m pip install --quiet --no-deps -r
@@ -35,7 +35,7 @@ fix: ## mend what formatter and linter can mend
 
 model: ## train the bundled model again, under an hour on two cores
 	@deploy/install cpu dev
-	@.venv/bin/python -m server.demo_model.train
+	@.venv/bin/python -m em_inf.server.demo_model.train
 
 screenshot: ## take the README's picture of the playground, needs Chromium
 	@deploy/install cpu dev
@@ -44,12 +44,12 @@ screenshot: ## take the README's picture of the playground, needs Chromium
 gpu: ## on a GPU host: the kernels' tests on the GPU, and what they cost there
 	@deploy/install cuda dev
 	@.venv/bin/python -m pytest tests/logits_processors
-	@.venv/bin/python -m loadtests.bench_kernel --device cuda \
+	@.venv/bin/python -m em_inf.loadtests.bench_kernel --device cuda \
 	  --out loadtests/results/kernel-cuda.json
 
 card: ## measure the bundled model on held-out problems, on the server of make serve
 	@deploy/install $(BUILD)
-	@.venv/bin/python -m server.demo_model.evaluate
+	@.venv/bin/python -m em_inf.server.demo_model.evaluate
 
 container-test: ## build the image's CPU target with buildah, and run it; as root, for minutes
 	@deploy/install cpu dev
@@ -58,7 +58,7 @@ container-test: ## build the image's CPU target with buildah, and run it; as roo
 load: ## load the bundled model's server, EM-INF off and on, and write a report
 	@deploy/install $(BUILD) dev
 	@$(ADD) deploy/locks/load.txt
-	@.venv/bin/python -m loadtests.load --out load-report $(ARGS)
+	@.venv/bin/python -m em_inf.loadtests.load --out load-report $(ARGS)
 
 topologies: ## tensor and data parallel, API servers, router, Ray: the tests of each, on two cores
 	@deploy/install cpu dev

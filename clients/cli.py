@@ -32,6 +32,7 @@ _SUMMARIES = {
     "eval": "which way of decoding answers best, on one's own data, with intervals",
     "tune": "search settings on some questions, and judge the best one on others",
 }
+_OF_THE_EVALUATION = ("eval", "tune")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -42,8 +43,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["serve"]:
-        from server.cli import main as serve
-
+        try:
+            from em_inf.server.cli import main as serve
+        except ModuleNotFoundError as error:
+            sys.exit(
+                f"em-inf serve: {error.name} is not installed; pip install "
+                "'em-inf[cuda]', or 'em-inf[cpu]'"
+            )
         serve(argv)
         raise SystemExit(0)
     for stream in (sys.stdout, sys.stderr):
@@ -70,9 +76,19 @@ def _run(argv: Sequence[str]) -> int:
         parser.parse_args(argv)  # Help, version, or an error; all three exit.
         parser.print_help()
         return 0
-    from clients.commands import failures
+    from em_inf.clients.commands import failures
 
-    command = import_module(f"clients.commands.{name}")
+    package = "evaluation" if name in _OF_THE_EVALUATION else "clients"
+    try:
+        command = import_module(f"em_inf.{package}.commands.{name}")
+    except ModuleNotFoundError as error:
+        extra = "eval" if name in _OF_THE_EVALUATION else "cli"
+        print(
+            f"em-inf {name}: {error.name} is not installed; "
+            f"pip install 'em-inf[{extra}]'",
+            file=sys.stderr,
+        )
+        return 2
     own = subparsers[name]
     command.add_options(own)
     run: Callable[[argparse.Namespace], int] = command.run

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import openai
 
-from logits_processors.settings import SettingsError
+from em_inf.logits_processors.settings import SettingsError
 
 __all__ = ["NoReportError", "SettingRefusedError", "SettingsError", "setting_errors"]
 

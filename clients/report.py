@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clients.errors import NoReportError
+from em_inf.clients.errors import NoReportError
 
 
 class _Part(BaseModel):

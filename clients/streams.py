@@ -16,9 +16,9 @@ from typing import Any, Self, overload
 from openai import AsyncStream, Stream
 from openai.lib.streaming.chat import AsyncChatCompletionStream, ChatCompletionStream
 
-from clients.errors import NoReportError
-from clients.report import Report, report_of
-from clients.tokens import Token, TokenText, align, texts_in, texts_of
+from em_inf.clients.errors import NoReportError
+from em_inf.clients.report import Report, report_of
+from em_inf.clients.tokens import Token, TokenText, align, texts_in, texts_of
 
 _LAST_EVENTS = ("response.completed", "response.incomplete")
 
@@ -67,7 +67,7 @@ class _Followed:
         """The tokens of one choice with their entropies, once the stream has ended.
 
         Raises:
-            NoReportError: as `clients.tokens_of`, or the stream has not ended.
+            NoReportError: as `em_inf.tokens_of`, or the stream has not ended.
         """
         return align(self.report, self._texts[index], index)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clients.errors import NoReportError
-from clients.report import ChoiceReport, Report, report_of
+from em_inf.clients.errors import NoReportError
+from em_inf.clients.report import ChoiceReport, Report, report_of
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from server import metrics
-from server.cli import add_flags
+from em_inf.server import metrics
+from em_inf.server.cli import add_flags
 
 FILE = Path(__file__).with_name("README.md")
 

@@ -1,7 +1,7 @@
 """What EM-INF costs for a step's rows of logits, beside what else is done with them.
 
-    python -m loadtests.bench_kernel --out loadtests/results/kernel-cpu.json
-    python -m loadtests.bench_kernel --device cuda --out kernel-cuda.json
+    python -m em_inf.loadtests.bench_kernel --out loadtests/results/kernel-cpu.json
+    python -m em_inf.loadtests.bench_kernel --device cuda --out kernel-cuda.json
 
 All contenders of a case run in every round, in shuffled order, in one process, on the
 same rows freshly copied; printed are medians in microseconds for each row, their
@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loadtests.environment import where_it_ran
-from logits_processors.minimize import minimize_entropy_, pick_backend, prepare
-from logits_processors.reference import RowParams, Workspace
+from em_inf.loadtests.environment import where_it_ran
+from em_inf.logits_processors.minimize import minimize_entropy_, pick_backend, prepare
+from em_inf.logits_processors.reference import RowParams, Workspace
 
 THRESHOLD, LEARNING_RATE, KL_WEIGHT = 0.3, 0.1, 0.001
 SKIPPED = 1e3  # A threshold that no row reaches.
@@ -275,7 +275,7 @@ def main() -> None:
     torch.manual_seed(0)
     device = torch.device(args.device)
     about = where_it_ran(
-        "loadtests.bench_kernel",
+        "em_inf.loadtests.bench_kernel",
         threads=args.threads,
         backend=pick_backend("auto", device),
         device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",

@@ -1,6 +1,6 @@
 r"""Our server beside the authors' way of running EM-INF, on the bundled model.
 
-    python -m loadtests.bench_reference --seconds 180 \
+    python -m em_inf.loadtests.bench_reference --seconds 180 \
         --out loadtests/results/reference-cpu.json
 
 The authors' way, written afresh from the paper and what is known of their code: the
@@ -38,10 +38,10 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from loadtests.client import RequestFailedError, ask_plainly, connection
-from loadtests.environment import where_it_ran
-from loadtests.ratios import Ratio, paired_ratio, spread
-from loadtests.serving import (
+from em_inf.loadtests.client import RequestFailedError, ask_plainly, connection
+from em_inf.loadtests.environment import where_it_ran
+from em_inf.loadtests.ratios import Ratio, paired_ratio, spread
+from em_inf.loadtests.serving import (
     EM_INF,
     FLAGS,
     ServerFailedError,
@@ -49,8 +49,8 @@ from loadtests.serving import (
     leave_no_server_behind,
     serving,
 )
-from server.cli import DEMO_MODEL, DEMO_MODEL_NAME
-from server.demo_model.problems import problems
+from em_inf.server.cli import DEMO_MODEL, DEMO_MODEL_NAME
+from em_inf.server.demo_model.problems import problems
 
 N_GRAD_STEPS, LEARNING_RATE, THRESHOLD, KL_WEIGHT = 5, 0.1, 0.3, 0.001
 ENTROPY_PAD = 1e-12
@@ -183,7 +183,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     about = where_it_ran(
-        "loadtests.bench_reference", threads=args.threads, flags=list(FLAGS)
+        "em_inf.loadtests.bench_reference", threads=args.threads, flags=list(FLAGS)
     )
     authors = AuthorsWay()
     found = itertools.islice(problems("held_out", 11), args.prompts)

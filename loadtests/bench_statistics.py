@@ -1,6 +1,6 @@
 """What the figures cost on their way back, beside the kernels: CPU time of each token.
 
-    python -m loadtests.bench_statistics --out loadtests/results/statistics.json
+    python -m em_inf.loadtests.bench_statistics --out loadtests/results/statistics.json
 
 In one process and on one thread, without a server: a worker's recorder with some answers
 that grow together, a token of each a step; then what an API server does with the figures
@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from loadtests.environment import where_it_ran
-from logits_processors.figures import COLUMNS, Figures
-from logits_processors.recorder import Recorder
-from logits_processors.reference import RowFigures
-from logits_processors.settings import Settings
+from em_inf.loadtests.environment import where_it_ran
+from em_inf.logits_processors.figures import COLUMNS, Figures
+from em_inf.logits_processors.recorder import Recorder
+from em_inf.logits_processors.reference import RowFigures
+from em_inf.logits_processors.settings import Settings
 
 BARS = {
     "worker, us a token": 0.3,
@@ -100,9 +100,9 @@ def made_up(tokens: int) -> bytes:
 
 async def server_end(data: bytes, tokens: int, report: str) -> bytes:
     """What an API server does with an answer's figures, from bytes to JSON."""
-    from server import metrics
-    from server.report import Report
-    from server.responses import rendered
+    from em_inf.server import metrics
+    from em_inf.server.report import Report
+    from em_inf.server.responses import rendered
 
     found = Report(Settings(report=report), "default")  # type: ignore[arg-type]
     generation = found.new_generation(1)
@@ -189,7 +189,8 @@ def main() -> None:
         shown = value[1] if isinstance(value, list) else value
         print(f"{name:48} {shown:9.3f}   bar {bar}")
     if args.out:
-        kept = where_it_ran("loadtests.bench_statistics", results=results, bars=BARS)
+        module = "em_inf.loadtests.bench_statistics"
+        kept = where_it_ran(module, results=results, bars=BARS)
         args.out.write_text(json.dumps(kept, indent=2) + "\n")
 
 

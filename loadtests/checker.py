@@ -19,8 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from loadtests.client import ask_plainly, connection
-from server.demo_model.problems import problems
+from em_inf.loadtests.client import ask_plainly, connection
+from em_inf.server.demo_model.problems import problems
 
 MAX_TOKENS = 24
 NEAR_TIE_NATS = 0.1

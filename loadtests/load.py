@@ -1,6 +1,6 @@
 """`make load`: the server under load, EM-INF off and on, token by token and as HTTP.
 
-    python -m loadtests.load --requests 5200 --out loadtests/results/load-cpu-demo
+    python -m em_inf.loadtests.load --requests 5200 --out loadtests/results/load-cpu-demo
 
 On a server of its own with the bundled model: `vllm bench serve` at a constant rate, at a
 Poisson rate and at saturation; GuideLLM's sweep, where it is installed; then Locust's
@@ -24,17 +24,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from loadtests import checker
-from loadtests.environment import where_it_ran
-from loadtests.load_report import failures, http_summary, write_html
-from loadtests.serving import (
+from em_inf.loadtests import checker
+from em_inf.loadtests.environment import where_it_ran
+from em_inf.loadtests.load_report import failures, http_summary, write_html
+from em_inf.loadtests.serving import (
     EM_INF,
     ERRORS,
     Serving,
     leave_no_server_behind,
     serving,
 )
-from server.cli import DEMO_MODEL, DEMO_MODEL_NAME
+from em_inf.server.cli import DEMO_MODEL, DEMO_MODEL_NAME
 
 ON = {"n_grad_steps": 15}
 KNOWN_QUESTIONS = 60
@@ -217,7 +217,7 @@ def reasons(errors: Iterable[str | None]) -> dict[str, int]:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="loadtests.load")
+    parser = argparse.ArgumentParser(description=__doc__, prog="em_inf.loadtests.load")
     parser.add_argument("--requests", type=int, default=5200, help="good ones, in all")
     parser.add_argument("--users", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=20, help="of each timed profile")
@@ -235,7 +235,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Start the server, load it in every way, and gather what came of it."""
     key = secrets.token_hex(8)
     result: dict[str, Any] = {
-        "where": where_it_ran("loadtests.load", note=args.note),
+        "where": where_it_ran("em_inf.loadtests.load", note=args.note),
         "limits_ms": {"ttft": args.ttft_ms, "tpot": args.tpot_ms},
         "em_inf_on": ON,
         "bench": {"off": [], "on": []},

@@ -19,8 +19,8 @@ import gevent
 from locust import HttpUser, between, constant_pacing, events, task
 from locust.env import Environment
 
-from loadtests.checker import Asked, load, mixed_settings
-from loadtests.client import RequestFailedError, read_stream
+from em_inf.loadtests.checker import Asked, load, mixed_settings
+from em_inf.loadtests.client import RequestFailedError, read_stream
 
 KNOWN = load(Path(os.environ["EM_INF_KNOWN"]))
 OUT = Path(os.environ["EM_INF_OUT"])

@@ -1,6 +1,6 @@
 """A stand-in for a real language model: its sizes and entropies, without its weights.
 
-    python -m loadtests.stand_in FOLDER
+    python -m em_inf.loadtests.stand_in FOLDER
 
 makes it (1.2 GB, well under a minute) and prints the entropies of its own decode steps.
 A Qwen2 of 2 layers at the widths of Qwen2.5-0.5B (hidden 896, intermediate 4864, 14

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from logits_processors.settings import (
+from em_inf.logits_processors.settings import (
     Settings,
     SettingsError,
     merged,

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from logits_processors.reference import RowFigures, RowParams, Workspace
-from logits_processors.reference import minimize_rows_ as minimize_rows_by_reference_
+from em_inf.logits_processors.reference import RowFigures, RowParams, Workspace
+from em_inf.logits_processors.reference import (
+    minimize_rows_ as minimize_rows_by_reference_,
+)
 
 if TYPE_CHECKING:
-    from logits_processors.kernels.gpu import Scratch
+    from em_inf.logits_processors.kernels.gpu import Scratch
 
 Backend = Literal["auto", "reference", "cpu", "gpu"]
 
@@ -64,13 +66,13 @@ def prepare(
     """
     picked = pick_backend(backend, device)
     if picked == "gpu":
-        from logits_processors.kernels import gpu
+        from em_inf.logits_processors.kernels import gpu
 
         scratch = gpu.Scratch(vocab_size, max_rows, device, max_grad_steps)
         gpu.warm_up(scratch)
         return scratch
     if picked == "cpu":
-        from logits_processors.kernels import cpu
+        from em_inf.logits_processors.kernels import cpu
 
         cpu.warm_up(vocab_size)
         return None
@@ -131,7 +133,7 @@ def minimize_entropy_(
     stats = RowFigures.empty(rows.numel(), logits.device)
     picked = pick_backend(backend, logits.device)
     if picked == "cpu":
-        from logits_processors.kernels import cpu
+        from em_inf.logits_processors.kernels import cpu
 
         cpu.minimize_rows_(logits, rows, params, stats)
         return stats
@@ -154,7 +156,7 @@ def minimize_entropy_(
         raise ValueError(
             f"workspace is for {workspace.max_grad_steps} steps, not {max_grad_steps}"
         )
-    from logits_processors.kernels import gpu
+    from em_inf.logits_processors.kernels import gpu
 
     gpu.minimize_rows_(logits, rows, params, stats, workspace)
     return stats

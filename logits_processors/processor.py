@@ -17,9 +17,9 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (
     LogitsProcessor as V2LogitsProcessor,
 )
 
-from logits_processors.extra_args import EXTRA_ARGS_KEY, check_extra_args
-from logits_processors.runners import Runner, V1Runner, V2Runner
-from logits_processors.step import Step, guarded
+from em_inf.logits_processors.extra_args import EXTRA_ARGS_KEY, check_extra_args
+from em_inf.logits_processors.runners import Runner, V1Runner, V2Runner
+from em_inf.logits_processors.step import Step, guarded
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

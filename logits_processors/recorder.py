@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logits_processors.figures import COLUMNS, Figures, last_recorded
-from logits_processors.reference import RowFigures
-from logits_processors.stopwatch import Stopwatch
+from em_inf.logits_processors.figures import COLUMNS, Figures, last_recorded
+from em_inf.logits_processors.reference import RowFigures
+from em_inf.logits_processors.stopwatch import Stopwatch
 
 FORGET_AFTER_SECONDS = 900.0
 MAX_KEYS = 65_536

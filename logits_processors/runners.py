@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 
-from logits_processors.step import Step
+from em_inf.logits_processors.step import Step
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logits_processors.recorder import NO_RECORD
-from logits_processors.reference import RowParams
-from logits_processors.settings import Settings
+from em_inf.logits_processors.recorder import NO_RECORD
+from em_inf.logits_processors.reference import RowParams
+from em_inf.logits_processors.settings import Settings
 
 _COLUMNS = len(RowParams.COLUMNS)
 

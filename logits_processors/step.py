@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logits_processors import minimize, recorder
-from logits_processors.extra_args import (
+from em_inf.logits_processors import minimize, recorder
+from em_inf.logits_processors.extra_args import (
     EXTRA_ARGS_KEY,
     from_extra_args,
     max_grad_steps,
 )
-from logits_processors.slots import Slots
+from em_inf.logits_processors.slots import Slots
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

@@ -1,6 +1,6 @@
 """`python -m server`: what `em-inf serve` hands over to."""
 
-from server.cli import main
+from em_inf.server.cli import main
 
 if __name__ == "__main__":
     main()

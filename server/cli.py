@@ -19,20 +19,20 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-from logits_processors.extra_args import (
+from em_inf.logits_processors.extra_args import (
     DEFAULT_MAX_GRAD_STEPS,
     MAX_GRAD_STEPS_VARIABLE,
 )
-from logits_processors.settings import SettingsError
-from server.operator_settings import (
+from em_inf.logits_processors.settings import SettingsError
+from em_inf.server.operator_settings import (
     MAX_FETCH_SECONDS,
     SERVER_SETTINGS_VARIABLE,
     ServerSettings,
     load_presets,
 )
 
-PROCESSOR = "logits_processors.processor:EMInfLogitsProcessor"
-WORKER_EXTENSION = "logits_processors.recorder.EMInfWorkerExtension"
+PROCESSOR = "em_inf.logits_processors.processor:EMInfLogitsProcessor"
+WORKER_EXTENSION = "em_inf.logits_processors.recorder.EMInfWorkerExtension"
 PLUGIN = "em_inf"
 RAY_VARIABLES = "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"
 KEEP_ALIVE_SECONDS = 75

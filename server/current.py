@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 
-from server.operator_settings import server_settings
-from server.report import Report
+from em_inf.server.operator_settings import server_settings
+from em_inf.server.report import Report
 
 CURRENT: ContextVar[Report | None] = ContextVar("em_inf_current")
 """The report of the request; None where it has EM-INF off; not set on a route without the

@@ -21,15 +21,15 @@ from vllm import SamplingParams
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from logits_processors.extra_args import EXTRA_ARGS_KEY, to_extra_args
-from server import metrics
-from server.choices import merge_choices, params_of_choice
-from server.current import current_report
-from server.drain import Drain
-from server.fetch import FiguresFetcher
-from server.operator_settings import server_settings
-from server.report import Generation, Report
-from server.tracing import begin_span, end_span
+from em_inf.logits_processors.extra_args import EXTRA_ARGS_KEY, to_extra_args
+from em_inf.server import metrics
+from em_inf.server.choices import merge_choices, params_of_choice
+from em_inf.server.current import current_report
+from em_inf.server.drain import Drain
+from em_inf.server.fetch import FiguresFetcher
+from em_inf.server.operator_settings import server_settings
+from em_inf.server.report import Generation, Report
+from em_inf.server.tracing import begin_span, end_span
 
 ALIVE_SECONDS = 1.0
 """How long an answer of the workers stands for the engine's health."""

@@ -13,8 +13,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from logits_processors.figures import Figures
-from server import metrics
+from em_inf.logits_processors.figures import Figures
+from em_inf.server import metrics
 
 logger = logging.getLogger("vllm.em_inf")
 

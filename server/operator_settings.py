@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from logits_processors.extra_args import DEFAULT_MAX_GRAD_STEPS
-from logits_processors.settings import (
+from em_inf.logits_processors.extra_args import DEFAULT_MAX_GRAD_STEPS
+from em_inf.logits_processors.settings import (
     BUILT_IN_PRESETS,
     MAX_GRAD_STEPS,
     Settings,

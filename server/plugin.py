@@ -23,21 +23,21 @@ from vllm.entrypoints.serve.exception_handling.error_response import (
     create_error_response,
 )
 
-from logits_processors.settings import METHOD_FIELDS, settings_of_method
-from server import metrics
-from server.current import CURRENT
-from server.engine_client import EMInfEngineClient
-from server.operator_settings import server_settings
-from server.playground import add_playground
-from server.report import Report
-from server.requests import (
+from em_inf.logits_processors.settings import METHOD_FIELDS, settings_of_method
+from em_inf.server import metrics
+from em_inf.server.current import CURRENT
+from em_inf.server.engine_client import EMInfEngineClient
+from em_inf.server.operator_settings import server_settings
+from em_inf.server.playground import add_playground
+from em_inf.server.report import Report
+from em_inf.server.requests import (
     REQUEST_MODELS,
     EMInfRequestMixin,
     EMInfResponsesRequest,
     refuse_em_inf,
 )
-from server.responses import add_to_event_stream, add_to_json, add_to_stream
-from server.tracing import tracer
+from em_inf.server.responses import add_to_event_stream, add_to_json, add_to_stream
+from em_inf.server.tracing import tracer
 
 ROUTES_WITHOUT_MODEL = (
     "/invocations",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 
-from logits_processors.figures import Figures
-from logits_processors.settings import Settings
+from em_inf.logits_processors.figures import Figures
+from em_inf.logits_processors.settings import Settings
 
 
 @dataclass(eq=False)

@@ -23,11 +23,11 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.exceptions import VLLMValidationError
 
-from logits_processors.extra_args import EXTRA_ARGS_KEY
-from logits_processors.settings import SettingsError
-from server import metrics
-from server.operator_settings import server_settings
-from server.report import Report
+from em_inf.logits_processors.extra_args import EXTRA_ARGS_KEY
+from em_inf.logits_processors.settings import SettingsError
+from em_inf.server import metrics
+from em_inf.server.operator_settings import server_settings
+from em_inf.server.report import Report
 
 
 class _WireSchema:

@@ -12,9 +12,9 @@ from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
-from logits_processors.figures import Figures, mean_of_known
-from logits_processors.settings import Settings, settings_of_method
-from server.report import Report
+from em_inf.logits_processors.figures import Figures, mean_of_known
+from em_inf.logits_processors.settings import Settings, settings_of_method
+from em_inf.server.report import Report
 
 NOT_FETCHED = "the statistics could not be fetched"
 _PIECE_TOKENS = 8192

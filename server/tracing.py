@@ -16,9 +16,9 @@ from opentelemetry.trace import Span, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from vllm.tracing import SpanAttributes
 
-from logits_processors.settings import settings_of_method
-from server.report import Generation, Report
-from server.responses import NOT_FETCHED, summary
+from em_inf.logits_processors.settings import settings_of_method
+from em_inf.server.report import Generation, Report
+from em_inf.server.responses import NOT_FETCHED, summary
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 

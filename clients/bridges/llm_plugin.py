@@ -15,8 +15,8 @@ import llm
 from llm.default_plugins.openai_models import AsyncChat, Chat, SharedOptions, not_nulls
 from pydantic import Field, create_model
 
-from clients.em_inf import EMInf
-from logits_processors.settings import Settings
+from em_inf.clients.settings import EMInf
+from em_inf.logits_processors.settings import Settings
 
 
 def _optional(kind: Any) -> Any:

@@ -9,10 +9,10 @@ from typing import Any
 
 import openai
 
-from clients.commands.options import Setting
-from clients.report import ChoiceReport, Report
-from clients.streams import Delta, follow
-from clients.tokens import Token
+from em_inf.clients.commands.options import Setting
+from em_inf.clients.report import ChoiceReport, Report
+from em_inf.clients.streams import Delta, follow
+from em_inf.clients.tokens import Token
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 import openai
 from rich.console import Console
 
-from clients.commands.conversation import Conversation, Reply
-from clients.commands.failures import INTERRUPTED, Failure, explained
-from clients.commands.options import (
+from em_inf.clients.commands.conversation import Conversation, Reply
+from em_inf.clients.commands.failures import INTERRUPTED, Failure, explained
+from em_inf.clients.commands.options import (
     add_em_inf_options,
     add_server_options,
     checked_text,
@@ -20,7 +20,7 @@ from clients.commands.options import (
     sampling_value,
     setting_from,
 )
-from clients.commands.terminal import (
+from em_inf.clients.commands.terminal import (
     console,
     legend,
     number,
@@ -28,7 +28,7 @@ from clients.commands.terminal import (
     safe,
     shaded,
 )
-from clients.errors import NoReportError, SettingsError, setting_errors
+from em_inf.clients.errors import NoReportError, SettingsError, setting_errors
 
 _EXAMPLES = """examples:
   em-inf chat

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from clients.commands.ask import Outcome, Question, ask, warm_up
-from clients.commands.options import (
+from em_inf.clients.commands.ask import Outcome, Question, ask, warm_up
+from em_inf.clients.commands.options import (
     Setting,
     add_prompt_options,
     add_server_options,
@@ -21,7 +21,7 @@ from clients.commands.options import (
     read_prompt,
     sampling_value,
 )
-from clients.commands.terminal import console, number, print_json, safe, table
+from em_inf.clients.commands.terminal import console, number, print_json, safe, table
 
 _EXAMPLES = """examples:
   em-inf compare "Tom has 34 apples. He buys 3 boxes of 12. How many apples has he?"

@@ -9,18 +9,18 @@ from typing import Any
 
 import openai
 
-from clients.commands.failures import USAGE, Failure
-from clients.commands.options import (
+from em_inf.clients.commands.failures import USAGE, Failure
+from em_inf.clients.commands.options import (
     SAMPLING,
     Setting,
     known_field,
     parse_value,
     sampling_value,
 )
-from clients.em_inf import EMInf
-from clients.report import Report
-from clients.streams import EMInfStream, follow
-from clients.tokens import Token
+from em_inf.clients.report import Report
+from em_inf.clients.settings import EMInf
+from em_inf.clients.streams import EMInfStream, follow
+from em_inf.clients.tokens import Token
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,18 @@ from typing import Any
 
 import openai
 
-from clients.commands.failures import FAILED, NO_EM_INF, UNREACHABLE, Failure, explained
-from clients.commands.options import add_server_options, connect, model_name
-from clients.commands.terminal import console, print_json
-from clients.em_inf import EMInf
-from clients.errors import NoReportError, setting_errors
-from clients.report import Trace, report_of
+from em_inf.clients.commands.failures import (
+    FAILED,
+    NO_EM_INF,
+    UNREACHABLE,
+    Failure,
+    explained,
+)
+from em_inf.clients.commands.options import add_server_options, connect, model_name
+from em_inf.clients.commands.terminal import console, print_json
+from em_inf.clients.errors import NoReportError, setting_errors
+from em_inf.clients.report import Trace, report_of
+from em_inf.clients.settings import EMInf
 
 _EXAMPLES = """examples:
   em-inf doctor

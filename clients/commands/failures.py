@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import openai
 
-from clients.errors import NoReportError, SettingsError, setting_errors
+from em_inf.clients.errors import NoReportError, SettingsError, setting_errors
 
 FAILED = 1
 USAGE = 2

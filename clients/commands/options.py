@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import openai
 
-from clients.commands.failures import FAILED, USAGE, Failure
-from clients.em_inf import EMInf
-from logits_processors.settings import Settings
+from em_inf.clients.commands.failures import FAILED, USAGE, Failure
+from em_inf.clients.settings import EMInf
+from em_inf.logits_processors.settings import Settings
 
 DEFAULT_URL = "http://localhost:8000"
 SAMPLING = {"temperature": (0.0, None), "top_p": (0.0, 1.0)}

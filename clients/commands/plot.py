@@ -14,9 +14,9 @@ from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 
-from clients.commands.terminal import visible
-from clients.report import AppliedSettings
-from clients.tokens import Token
+from em_inf.clients.commands.terminal import visible
+from em_inf.clients.report import AppliedSettings
+from em_inf.clients.tokens import Token
 
 BEFORE, AFTER, EDGE = "#E69F00", "#0072B2", "#333333"
 """Okabe and Ito's orange and blue, which all kinds of colour vision tell apart."""

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clients.tokens import Token
+from em_inf.clients.tokens import Token
 
 _PIPE_WIDTH = 10_000
 """Columns; a line in a pipe is never cut or wrapped."""

@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from clients.commands.ask import Outcome, Question, ask, warm_up
-from clients.commands.failures import USAGE, Failure
-from clients.commands.options import (
+from em_inf.clients.commands.ask import Outcome, Question, ask, warm_up
+from em_inf.clients.commands.failures import USAGE, Failure
+from em_inf.clients.commands.options import (
     add_em_inf_options,
     add_prompt_options,
     add_server_options,
@@ -18,7 +18,14 @@ from clients.commands.options import (
     sampling_value,
     setting_from,
 )
-from clients.commands.terminal import console, number, print_json, safe, table, visible
+from em_inf.clients.commands.terminal import (
+    console,
+    number,
+    print_json,
+    safe,
+    table,
+    visible,
+)
 
 _EXAMPLES = """examples:
   em-inf trace "Tom has 34 apples. He buys 3 boxes of 12. How many apples has he?"
@@ -76,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
         outcome = ask(client, question, setting, seen)
     if args.plot:
-        from clients.commands.plot import draw
+        from em_inf.clients.commands.plot import draw
 
         with progress.status("drawing"):
             draw(outcome.tokens, outcome.report.settings, args.plot)

@@ -29,24 +29,27 @@ import numba
 from numba import njit, prange
 from torch import Tensor
 
-from logits_processors.kernels.vector_math import (
+from em_inf.logits_processors.kernels.cpu_dense import (
+    BLOCK,
+    LN_2,
+    LOG2_E,
+    adam_step,
+    descend_dense,
+    statistics,
+)
+from em_inf.logits_processors.kernels.vector_math import (
     FAST,
     F,
     exp2,
     first_half,
     floor,
     index_of,
-    inline,
     jit,
     larger,
     largest,
     second_half,
-    square_root,
 )
-from logits_processors.reference import (
-    BETA1,
-    BETA2,
-    EPSILON,
+from em_inf.logits_processors.reference import (
     MIN_TEMPERATURE,
     TARGET_TOLERANCE,
     TEMPERATURE_ITERATIONS,
@@ -54,11 +57,8 @@ from logits_processors.reference import (
     RowParams,
 )
 
-_LOG2_E, _LN_2 = F(1.4426950408889634), 0.6931471805599453
-_BLOCK = 4096  # Elements; 16 KB, so that a second look finds it in the first-level cache.
 _DENSE_BELOW = 8192  # Shorter rows run densely.
 _LARGEST = 3.4e38  # Of float32, about.
-_HEADROOM = 40.0  # Nats above its base that a float32 sum of exponentials can take.
 _HEAD_BLOCK = 64
 _HEAD_CAPACITY = 8192  # A row with a larger head is flat and runs densely.
 _MAP_BLOCK = 512
@@ -66,161 +66,6 @@ _KNOTS = 1024  # Of the table that maps the tail.
 _NODES = 6  # Two for each segment of the tail.
 _TAIL_DEPTH = 25.0  # Nats below the head, where Adam's epsilon leaves nothing to move.
 _SCALE = 40  # Tail weights are carried times 2**40, clear of float32's denormals.
-
-
-@inline
-def _block_statistics(block: Any, base: Any) -> tuple[Any, Any, Any]:
-    """Sum of exp(z - base), of exp(z - base) * (z - base) / ln 2, and the maximum.
-
-    Of a masked token too little remains (2**-126) to count beside any other. NaN reaches
-    the second sum.
-    """
-    highest, s, w = F(-np.inf), F(0), F(0)
-    for i in range(block.size):
-        highest = largest(block[i], highest)
-        t = larger(F(-126), (block[i] - base) * _LOG2_E)
-        p = exp2(t)
-        s += p
-        w += p * t
-    return s, w, highest
-
-
-@jit
-def _statistics(z: Any) -> tuple[float, float, float]:
-    """Maximum M of a row, log of the sum of exp(z - M), and the entropy; one read.
-
-    All NaN where the row holds NaN or +inf, or nothing finite.
-    """
-    top, base, total, weighted = -np.inf, F(0), 0.0, 0.0
-    for begin in range(0, z.size, _BLOCK):
-        block = z[begin : begin + _BLOCK]
-        s, w, highest = _block_statistics(block, base)
-        if highest > base + F(_HEADROOM) or (top == -np.inf and highest > -np.inf):
-            # The sums would overflow, or have no base yet: take this block's maximum.
-            shift = np.float64(base) - np.float64(highest)
-            grown = math.exp(min(shift, 0.0)) if top > -np.inf else 0.0
-            weighted = (weighted + shift * total) * grown
-            total *= grown
-            base = highest
-            s, w, _ = _block_statistics(block, base)
-        top = max(top, np.float64(highest))
-        total += s
-        weighted += w * _LN_2
-    if top == -np.inf:
-        total = np.nan
-    if abs(weighted) < 1e-20 * total:
-        weighted = 0.0  # What is left of masked tokens.
-    log_total = math.log(total)
-    return top, log_total + (np.float64(base) - top), log_total - weighted / total
-
-
-@jit
-def _step(
-    start: Any,
-    moved: Any,
-    m: Any,
-    v: Any,
-    p0: Any,
-    weight: Any,
-    step: int,
-    log_total: float,
-    entropy: float,
-    rate: float,
-    kl: float,
-) -> tuple[float, float, float]:
-    """One Adam step on some tokens, and their part in the softmax after it.
-
-    Args:
-        start: first logits of the tokens, less the row's maximum.
-        moved: how far each has moved so far.
-        m: Adam's first moment of each.
-        v: Adam's second moment of each.
-        p0: first probability of each; written in step 1.
-        weight: how many tokens each stands for.
-        step: from 1 on.
-        log_total: log of the sum of exp over the row before this step.
-        entropy: the row's entropy before this step, in nats.
-        rate: learning rate.
-        kl: weight of KL(p0 || p).
-
-    Returns:
-        The highest logit after the step (less the row's maximum before the first), and
-        the sums of weight * exp(x) and weight * exp(x) * x over the tokens, x being the
-        logit less that highest one.
-    """
-    bias1, bias2 = 1 - BETA1**step, 1 - BETA2**step
-    step_size, bias2 = F(rate / bias1), F(1 / bias2)
-    b1, c1, b2, c2 = F(BETA1), F(1 - BETA1), F(BETA2), F(1 - BETA2)
-    lse, h, pull, eps = F(log_total), F(entropy), F(kl), F(EPSILON)
-    highest, s, w = F(-np.inf), F(0), F(0)
-    if step == 1:
-        for i in range(start.size):
-            p0[i] = exp2(larger(F(-126), (start[i] - lse) * _LOG2_E))
-    for i in range(start.size):
-        log_p = start[i] + moved[i] - lse
-        p = exp2(larger(F(-126), log_p * _LOG2_E))
-        g = pull * (p - p0[i]) - p * (log_p + h)
-        m1 = b1 * m[i] + c1 * g
-        v1 = b2 * v[i] + c2 * g * g
-        d = moved[i] - step_size * m1 / (square_root(v1 * bias2) + eps)
-        m[i], v[i], moved[i] = m1, v1, d
-        highest = largest(start[i] + d, highest)
-    for i in range(start.size):
-        x = larger(F(-126), (start[i] + moved[i] - highest) * _LOG2_E)
-        q = weight[i] * exp2(x)
-        s += q
-        w += q * x
-    return highest, s, w * _LN_2
-
-
-@jit
-def _descend_dense(
-    z: Any,
-    top: float,
-    log_total: float,
-    entropy: float,
-    n: int,
-    rate: float,
-    threshold: float,
-    kl: float,
-) -> tuple[int, float]:
-    """EM-INF on every token of a row; returns steps taken and the last entropy."""
-    start = z - F(top)
-    for i in range(start.size):
-        # Where -inf is taken for a finite depth at which nothing moves.
-        start[i] = larger(F(-1e4), start[i])
-    moved, m, v = np.zeros_like(z), np.zeros_like(z), np.zeros_like(z)
-    p0, weight = np.empty_like(z), np.ones_like(z)
-    steps = 0
-    while steps < n and F(entropy) >= threshold:
-        steps += 1
-        highest, s, w = -1e9, 0.0, 0.0  # Below any logit here.
-        for b in range(0, z.size, _BLOCK):
-            part = slice(b, b + _BLOCK)
-            part_highest, part_s, part_w = _step(
-                start[part],
-                moved[part],
-                m[part],
-                v[part],
-                p0[part],
-                weight[part],
-                steps,
-                log_total,
-                entropy,
-                rate,
-                kl,
-            )
-            new = max(highest, np.float64(part_highest))
-            drop, shrunk = highest - new, math.exp(highest - new)
-            s, w = s * shrunk, (w + drop * s) * shrunk
-            drop, shrunk = part_highest - new, math.exp(part_highest - new)
-            s, w = s + part_s * shrunk, w + (part_w + drop * part_s) * shrunk
-            highest = new
-        entropy = math.log(s) - w / s
-        log_total = math.log(s) + highest
-    for i in range(z.size):
-        z[i] += moved[i]
-    return steps, entropy
 
 
 @jit
@@ -287,8 +132,8 @@ def _descend(
     base = F(top)
     moments = np.zeros((3, 4))
     head = 0
-    for begin in range(0, z.size, _BLOCK):
-        block = z[begin : begin + _BLOCK]
+    for begin in range(0, z.size, BLOCK):
+        block = z[begin : begin + BLOCK]
         for first in range(0, block.size, _HEAD_BLOCK):
             small = block[first : first + _HEAD_BLOCK]
             highest = F(-np.inf)
@@ -308,7 +153,7 @@ def _descend(
         c0, c1, c2, c3 = F(0), F(0), F(0), F(0)
         for i in range(block.size):
             x = block[i] - base
-            t = x * _LOG2_E + lift
+            t = x * LOG2_E + lift
             p = exp2(larger(F(-126), t)) if x <= edge else F(0)
             y = (larger(F(-1e3), x) - centre) * scale
             c = p if x <= edge2 else F(0)
@@ -359,7 +204,7 @@ def _descend(
     steps = 0
     while steps < n and F(entropy) >= threshold:
         steps += 1
-        highest, s, w = _step(
+        highest, s, w = adam_step(
             start, moved, m, v, p0, weight, steps, log_total, entropy, rate, kl
         )
         entropy = math.log(s) - w / s
@@ -406,10 +251,10 @@ def _cool(z: Any, top: float, entropy: float, target: float) -> tuple[float, flo
     low, high, log_t, before = math.log(MIN_TEMPERATURE), 0.0, 0.0, entropy
     base = F(top)
     for _ in range(TEMPERATURE_ITERATIONS):
-        scale = F(math.exp(-log_t)) * _LOG2_E
+        scale = F(math.exp(-log_t)) * LOG2_E
         total, first, second = 0.0, 0.0, 0.0
-        for begin in range(0, z.size, _BLOCK):
-            block = z[begin : begin + _BLOCK]
+        for begin in range(0, z.size, BLOCK):
+            block = z[begin : begin + BLOCK]
             s, s1, s2 = F(0), F(0), F(0)
             for i in range(block.size):
                 t = larger(F(-126), (block[i] - base) * scale)
@@ -420,11 +265,11 @@ def _cool(z: Any, top: float, entropy: float, target: float) -> tuple[float, flo
             total += s
             first += s1
             second += s2
-        mean = first / total * _LN_2
+        mean = first / total * LN_2
         entropy = math.log(total) - mean
         if target * (1 - TARGET_TOLERANCE) <= entropy <= target:
             break
-        slope = second / total * _LN_2 * _LN_2 - mean * mean
+        slope = second / total * LN_2 * LN_2 - mean * mean
         if entropy > target:
             high = min(high, log_t)
         else:
@@ -438,7 +283,7 @@ def _cool(z: Any, top: float, entropy: float, target: float) -> tuple[float, flo
         return 1.0, before
     for i in range(z.size):
         z[i] /= F(temperature)
-    _, _, entropy = _statistics(z)
+    _, _, entropy = statistics(z)
     return temperature, entropy
 
 
@@ -446,7 +291,7 @@ def _cool(z: Any, top: float, entropy: float, target: float) -> tuple[float, flo
 def _run_row(z: Any, params: Any, out: Any) -> None:
     """Both methods on one row. Places are those of `RowParams` and `RowFigures`."""
     adaptive, n, rate, threshold, kl, ratio = params
-    top, log_total, entropy = _statistics(z)
+    top, log_total, entropy = statistics(z)
     out[0], out[1], out[2], out[3] = entropy, entropy, 0, 1
     if not F(entropy) >= threshold:
         return
@@ -461,7 +306,7 @@ def _run_row(z: Any, params: Any, out: Any) -> None:
     if z.size >= _DENSE_BELOW:
         steps, last = _descend(z, top, log_total, entropy, int(n), rate, threshold, kl)
     if steps < 0:
-        steps, last = _descend_dense(
+        steps, last = descend_dense(
             z, top, log_total, entropy, int(n), rate, threshold, kl
         )
     out[2], out[1] = steps, last

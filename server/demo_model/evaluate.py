@@ -17,7 +17,7 @@ from typing import Any
 
 import openai
 
-from server.demo_model.problems import Problem, extract_answer, problems
+from em_inf.server.demo_model.problems import Problem, extract_answer, problems
 
 CARD = Path(__file__).parent / "MODEL_CARD.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"

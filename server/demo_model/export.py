@@ -1,6 +1,6 @@
 """Write the held-out problems that `em-inf eval arithmetic` asks, into the clients.
 
-    .venv/bin/python -m server.demo_model.export
+    .venv/bin/python -m em_inf.server.demo_model.export
 
 `held_out` is what `evaluate.py` draws; `tune` shares no arithmetic with it.
 """
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from server.demo_model.evaluate import SEED
-from server.demo_model.problems import Problem, problems
+from em_inf.server.demo_model.evaluate import SEED
+from em_inf.server.demo_model.problems import Problem, problems
 
-DATA = Path(__file__).parents[2] / "clients/evaluation/tasks/data/arithmetic.jsonl"
+DATA = Path(__file__).parents[2] / "evaluation/tasks/data/arithmetic.jsonl"
 HELD_OUT, TUNE = 1000, 500
 
 

@@ -1,4 +1,4 @@
-"""Train the bundled demo model from scratch: `python -m server.demo_model.train`.
+"""Train the bundled demo model from scratch: `python -m em_inf.server.demo_model.train`.
 
 A Qwen2-architecture decoder of about 0.9 million parameters learns the solutions of
 `problems.py` (training split only). Everything random is seeded; on one machine with one
@@ -23,7 +23,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from server.demo_model.problems import extract_answer, problems
+from em_inf.server.demo_model.problems import extract_answer, problems
 
 HERE = Path(__file__).parent
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

@@ -5,7 +5,7 @@ from typing import Any
 
 import openai
 
-from server.cli import DEMO_MODEL_NAME
+from em_inf.server.cli import DEMO_MODEL_NAME
 from tests.e2e.serving import ENDLESS, QUESTION, Server
 
 CHAT: dict[str, Any] = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import openai
 import pytest
 
-from clients.cli import main
+from em_inf.clients.cli import main
 from tests.e2e.serving import Server
 
 Run = Callable[..., tuple[int, str, str]]

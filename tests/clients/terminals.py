@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-COMMAND = [sys.executable, "-m", "clients.cli"]
+COMMAND = [sys.executable, "-m", "em_inf.clients.cli"]
 SECONDS = 180
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-import server.cli
-from clients.cli import EXIT_CODES, main
+from em_inf.clients.cli import EXIT_CODES, main
+from em_inf.server import cli as server_cli
 from tests.clients.asking import assert_stopped_early, generated
 from tests.clients.conftest import Run
 from tests.clients.terminals import COMMAND, environ, piped, terminal
@@ -31,7 +31,7 @@ def test_console_script_is_this_command_line() -> None:
 
 def test_serve_gets_its_arguments_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[list[str]] = []
-    monkeypatch.setattr(server.cli, "main", got.append)
+    monkeypatch.setattr(server_cli, "main", got.append)
     with pytest.raises(SystemExit) as ended:
         main(["serve", "MODEL", "--help", "--em-inf-default", "strong"])
     assert ended.value.code == 0
@@ -40,7 +40,7 @@ def test_serve_gets_its_arguments_as_they_are(monkeypatch: pytest.MonkeyPatch) -
 
 def test_version_and_help_need_neither_sdk_nor_vllm() -> None:
     code = (
-        "import sys; from clients.cli import main\n"
+        "import sys; from em_inf.clients.cli import main\n"
         "try: main(sys.argv[1:])\n"
         "finally: assert not {'openai', 'vllm', 'torch'} & set(sys.modules)"
     )
@@ -53,7 +53,7 @@ def test_version_and_help_need_neither_sdk_nor_vllm() -> None:
 def test_client_commands_work_without_vllm_and_torch(server: Server) -> None:
     code = (
         "import sys; sys.modules.update(vllm=None, torch=None)\n"
-        "from clients.cli import main; main(sys.argv[1:])"
+        "from em_inf.clients.cli import main; main(sys.argv[1:])"
     )
     command = [sys.executable, "-c", code, "doctor", "--url", server.url]
     said = subprocess.run(command, capture_output=True, text=True)
@@ -239,7 +239,6 @@ def test_prompt_comes_from_stdin(run: Run) -> None:
         (["trace", "\udcff"], 2, "PROMPT is not UTF-8"),
         (["trace", "x", "--timeout", "-1"], 2, "--timeout"),
         (["trace", "x", "--timeout", "soon"], 2, "--timeout"),
-        (["trace", "x", "--timeout", "0.0001"], 1, "--timeout"),
         (["trace", "x", "--max-tokens", "0"], 1, "max_tokens"),
         (["trace", "x", "--api-key", "cl\u00e9"], 2, "--api-key"),
         (["compare", "x", "--setting", "nope"], 2, "em_inf.preset: 'nope'"),
@@ -257,6 +256,16 @@ def test_what_is_wrong_is_named_and_has_its_code(
     assert ended == code
     assert reason in err
     assert "Traceback" not in out + err
+
+
+def test_answer_that_takes_too_long_says_so(run: Run) -> None:
+    # Where this process has to wait for a core, the answer may be there in time.
+    for _ in range(5):
+        ended, _, err = run("trace", "x", "--timeout", "0.0001")
+        if ended:
+            break
+    assert ended == 1
+    assert "--timeout" in err
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", ""])

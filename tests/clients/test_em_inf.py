@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from clients import EMInf, SettingsError
+from em_inf import EMInf, SettingsError
 
 
 def test_is_the_body_that_the_server_reads() -> None:
@@ -66,7 +66,7 @@ def test_settings_cannot_be_changed_later() -> None:
 
 def test_client_loads_neither_torch_nor_vllm_nor_the_server() -> None:
     code = (
-        "import sys, clients, clients.streams, clients.em_inf;"
+        "import sys, clients, em_inf.clients.streams, em_inf.clients.settings;"
         "print([m for m in sys.modules if m.split('.')[0] in "
         "('torch', 'vllm', 'server', 'numba')])"
     )

@@ -6,7 +6,7 @@ from typing import Any
 import openai
 import pytest
 
-from clients import EMInf, SettingRefusedError, SettingsError, setting_errors
+from em_inf import EMInf, SettingRefusedError, SettingsError, setting_errors
 from tests.clients.asking import CHAT, COMPLETION, RESPONSE, async_client
 from tests.e2e.serving import Server
 

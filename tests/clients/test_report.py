@@ -7,7 +7,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion
 
-from clients import EMInf, NoReportError, Report, report_of
+from em_inf import EMInf, NoReportError, Report, report_of
 from tests.clients.asking import CHAT, COMPLETION, RESPONSE, async_client
 from tests.e2e.serving import Server
 

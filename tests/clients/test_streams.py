@@ -6,7 +6,7 @@ from typing import Any
 import openai
 import pytest
 
-from clients import EMInf, NoReportError, Token, follow, report_of, tokens_of
+from em_inf import EMInf, NoReportError, Token, follow, report_of, tokens_of
 from tests.clients.asking import (
     CHAT,
     COMPLETION,

@@ -30,10 +30,10 @@ from vllm.v1.worker.gpu.sample.logits_processor import interface as v2_interface
 from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 from vllm.v1.worker.worker_base import WorkerBase
 
-from logits_processors.extra_args import MAX_GRAD_STEPS_VARIABLE
-from logits_processors.processor import EMInfLogitsProcessor
-from server.cli import PROCESSOR, RAY_VARIABLES, WORKER_EXTENSION, ray_variables
-from server.requests import REQUEST_MODELS
+from em_inf.logits_processors.extra_args import MAX_GRAD_STEPS_VARIABLE
+from em_inf.logits_processors.processor import EMInfLogitsProcessor
+from em_inf.server.cli import PROCESSOR, RAY_VARIABLES, WORKER_EXTENSION, ray_variables
+from em_inf.server.requests import REQUEST_MODELS
 
 
 def test_our_class_satisfies_both_processor_interfaces() -> None:
@@ -72,7 +72,7 @@ def test_v2_context_has_the_fields_that_we_read() -> None:
 def test_engine_clients_can_call_one_engine(client: type) -> None:
     assert inspect.iscoroutinefunction(client._call_utility_async)
     assert "engine" in inspect.signature(client._call_utility_async).parameters
-    # Which names the engines there are, `server.fetch` reads.
+    # Which names the engines there are, `em_inf.server.fetch` reads.
     assert "self.core_engines" in inspect.getsource(client.call_utility_all_async)
 
 
@@ -148,8 +148,8 @@ def test_request_spans_carry_the_id_that_generate_was_given() -> None:
 def test_every_engine_request_of_vllms_server_goes_through_a_handlers_engine_client() -> (
     None
 ):
-    # `server.plugin.holders` replaces it there. A new file wants a look: where does its
-    # client come from, and is its route one that takes or refuses `em_inf`?
+    # `server/plugin.py: holders` replaces it there. A new file wants a look: where does
+    # its client come from, and is its route one that takes or refuses `em_inf`?
     root = Path(entrypoints.__file__).parent
     found = {
         str(path.relative_to(root))

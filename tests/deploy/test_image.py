@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from server.cli import VLLM_VERSIONS
+from em_inf.server.cli import VLLM_VERSIONS
 
 ROOT = Path(__file__).parent.parent.parent
 

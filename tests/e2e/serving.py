@@ -19,7 +19,7 @@ from email.message import Message
 from pathlib import Path
 from typing import Any
 
-from server.cli import DEMO_MODEL, DEMO_MODEL_NAME
+from em_inf.server.cli import DEMO_MODEL, DEMO_MODEL_NAME
 
 QUESTION = (
     "Tom has 34 apples. He buys 3 boxes of 12 apples. He gives away 15. "

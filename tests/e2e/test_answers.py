@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from server.cli import DEMO_MODEL_NAME
+from em_inf.server.cli import DEMO_MODEL_NAME
 from tests.e2e.serving import QUESTION, Server
 
 TRACE = {"n_grad_steps": 15, "report": "trace"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.cli import DEMO_MODEL_NAME
+from em_inf.server.cli import DEMO_MODEL_NAME
 from tests.e2e.serving import QUESTION, Server
 
 CHAT = {"model": DEMO_MODEL_NAME, "messages": [{"role": "user", "content": QUESTION}]}

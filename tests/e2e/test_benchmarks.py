@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from loadtests import bench_server
-from loadtests.bench_server import Asked, Bench, CheckFailedError
-from loadtests.client import RequestFailedError
-from loadtests.serving import Serving
-from server.cli import DEMO_MODEL_NAME
+from em_inf.loadtests import bench_server
+from em_inf.loadtests.bench_server import Asked, Bench, CheckFailedError
+from em_inf.loadtests.client import RequestFailedError
+from em_inf.loadtests.serving import Serving
+from em_inf.server.cli import DEMO_MODEL_NAME
 from tests.e2e.serving import Server
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from server.cli import DEMO_MODEL_NAME
-from server.demo_model.problems import problems
+from em_inf.server.cli import DEMO_MODEL_NAME
+from em_inf.server.demo_model.problems import problems
 from tests.e2e.serving import ENDLESS, Server
 
 GRADIENT = [
@@ -61,6 +61,33 @@ def test_many_long_seeded_prompts_at_once_are_all_answered(server: Server) -> No
 
     with ThreadPoolExecutor(24) as pool:
         assert set(pool.map(one, range(24))) == {200}
+
+
+def test_seeded_choices_are_the_same_alone_and_among_others_with_and_without_report(
+    server: Server,
+) -> None:
+    def texts(i: int, report: str) -> list[str]:
+        question = next(problems("held_out", 2000 + i)).question
+        body = {
+            "model": DEMO_MODEL_NAME,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 1.0,
+            "seed": 40 + i,
+            "n": 4,
+            "max_tokens": 60,
+            "em_inf": {"n_grad_steps": 5, "threshold": 0.2, "report": report},
+        }
+        answer = server.post("/v1/chat/completions", body)
+        assert answer.status == 200, answer.body
+        return [choice["message"]["content"] for choice in answer.json["choices"]]
+
+    alone = texts(0, "summary")
+    assert len(set(alone)) > 1
+    assert texts(0, "none") == alone
+    for report in ("summary", "none"):
+        with ThreadPoolExecutor(32) as pool:
+            first, *_ = pool.map(texts, range(32), [report] * 32)
+        assert first == alone
 
 
 def test_32_requests_with_32_settings_do_not_mix(server: Server) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from server.cli import DEMO_MODEL
+from em_inf.server.cli import DEMO_MODEL
 from tests.e2e.serving import QUESTION, Server
 from tests.logits_processors import autograd_oracle
 

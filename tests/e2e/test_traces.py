@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.cli import DEMO_MODEL_NAME
+from em_inf.server.cli import DEMO_MODEL_NAME
 from tests.e2e.receiver import Receiver, attributes
 from tests.e2e.serving import QUESTION, Server
 

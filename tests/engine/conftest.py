@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from server.cli import DEMO_MODEL
+from em_inf.server.cli import DEMO_MODEL
 
 RUNNERS = ("V1", "V2")
 MODEL = Path(os.environ.get("EM_INF_TEST_MODEL", DEMO_MODEL))

@@ -28,10 +28,10 @@ from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 from vllm.sampling_params import StructuredOutputsParams
 
-import logits_processors.minimize
-from logits_processors.extra_args import EXTRA_ARGS_KEY, to_extra_args
-from logits_processors.figures import Figures
-from logits_processors.settings import Settings
+import em_inf.logits_processors.minimize
+from em_inf.logits_processors.extra_args import EXTRA_ARGS_KEY, to_extra_args
+from em_inf.logits_processors.figures import Figures
+from em_inf.logits_processors.settings import Settings
 
 FAILING_POSITION = 3
 PUSHED_BUT_BANNED_TOKEN = 40
@@ -39,8 +39,8 @@ MIN_TOKENS = 4
 NUM_CHARACTER_TOKENS = 64
 """The first tokens of a byte-level vocabulary are printable ASCII characters."""
 
-PROCESSOR = "logits_processors.processor:EMInfLogitsProcessor"
-WORKER_EXTENSION = "logits_processors.recorder.EMInfWorkerExtension"
+PROCESSOR = "em_inf.logits_processors.processor:EMInfLogitsProcessor"
+WORKER_EXTENSION = "em_inf.logits_processors.recorder.EMInfWorkerExtension"
 
 ROOMY: Mapping[str, Any] = {
     "max_num_seqs": 12,
@@ -372,8 +372,8 @@ def main(model: str, output: str) -> None:
         results["greedy without"] = run(llm, asks.greedy_off)
         results["mixed without"] = run(llm, asks.mixed_off)
 
-    tripwire = Tripwire(logits_processors.minimize.minimize_entropy_)
-    logits_processors.minimize.minimize_entropy_ = tripwire
+    tripwire = Tripwire(em_inf.logits_processors.minimize.minimize_entropy_)
+    em_inf.logits_processors.minimize.minimize_entropy_ = tripwire
     with em_inf_engine(model, **ROOMY) as llm:
         (results["status"],) = llm.collective_rpc("em_inf_status")
         results["greedy"] = run(llm, asks.greedy)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from logits_processors.settings import Settings
+from em_inf.logits_processors.settings import Settings
 from tests.engine.conftest import MODEL
 from tests.logits_processors import autograd_oracle
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from loadtests.bench_reference import AuthorsProcessor
+from em_inf.loadtests.bench_reference import AuthorsProcessor
 
 
 @pytest.mark.parametrize(

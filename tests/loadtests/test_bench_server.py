@@ -2,7 +2,9 @@ from typing import Any
 
 import pytest
 
-from loadtests.bench_server import (
+from em_inf.loadtests.bench_server import verdict
+from em_inf.loadtests.client import Answer
+from em_inf.loadtests.contenders import (
     ADAPTIVE,
     NO_REPORT,
     OFF,
@@ -11,10 +13,8 @@ from loadtests.bench_server import (
     CheckFailedError,
     Run,
     check_run,
-    verdict,
 )
-from loadtests.client import Answer
-from loadtests.ratios import paired_ratio
+from em_inf.loadtests.ratios import paired_ratio
 
 TOKENS = 4
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from loadtests import checker
-from loadtests.checker import Asked, Known, mixed_settings
-from loadtests.load import read_guidellm, reasons
-from loadtests.load_report import failures, http_summary, write_html
+from em_inf.loadtests import checker
+from em_inf.loadtests.checker import Asked, Known, mixed_settings
+from em_inf.loadtests.load import read_guidellm, reasons
+from em_inf.loadtests.load_report import failures, http_summary, write_html
 
 REASONS = {"ReadTimeout": 2, "500: no": 1}
 TOM = Known("How many apples has Tom?", "Tom starts with 34.", 7, (0.8, 0.6, *[0.07] * 5))

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.client import RequestFailedError, read_stream
+from em_inf.loadtests.client import RequestFailedError, read_stream
 
 USAGE = {"choices": [], "usage": {"completion_tokens": 3}, "em_inf": {"choices": []}}
 

@@ -1,6 +1,6 @@
 import pytest
 
-from loadtests.ratios import paired_ratio, spread
+from em_inf.loadtests.ratios import paired_ratio, spread
 
 
 def test_ratio_of_a_figure_to_itself_is_one_without_width() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loadtests.stand_in import decode_entropies, make_stand_in, make_tokenizer
+from em_inf.loadtests.stand_in import decode_entropies, make_stand_in, make_tokenizer
 
 VOCAB_SIZE = 5000
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logits_processors.minimize import Backend, minimize_entropy_
-from logits_processors.reference import RowFigures, RowParams, Workspace
-from logits_processors.settings import Settings
+from em_inf.logits_processors.minimize import Backend, minimize_entropy_
+from em_inf.logits_processors.reference import RowFigures, RowParams, Workspace
+from em_inf.logits_processors.settings import Settings
 
 if TYPE_CHECKING:
-    from logits_processors.kernels.gpu import Scratch
+    from em_inf.logits_processors.kernels.gpu import Scratch
 
 Columns = TypeVar("Columns", RowParams, RowFigures)
 INF = float("inf")
@@ -177,7 +177,7 @@ def moved(columns: Columns, device: torch.device) -> Columns:
 
 def scratch_of(workspace: Workspace) -> Scratch:
     """A scratch for the GPU's kernels, full of NaN, whose groups are the chunks."""
-    from logits_processors.kernels import gpu
+    from em_inf.logits_processors.kernels import gpu
 
     scratch = gpu.Scratch(
         workspace.vocab_size,

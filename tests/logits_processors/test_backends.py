@@ -11,8 +11,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from logits_processors.reference import MIN_TEMPERATURE, RowFigures, Workspace
-from logits_processors.settings import Settings
+from em_inf.logits_processors.reference import MIN_TEMPERATURE, RowFigures, Workspace
+from em_inf.logits_processors.settings import Settings
 from tests.logits_processors import rows as shared_rows
 from tests.logits_processors.autograd_oracle import (
     em_inf,
@@ -288,6 +288,16 @@ def test_entropy_equal_to_the_threshold_still_takes_a_step() -> None:
     ln_2 = stats.entropy_before.item()
     _, stats = minimized(row, Settings(n_grad_steps=1, threshold=ln_2))
     assert stats.grad_steps.item() == 1
+
+
+@pytest.mark.parametrize("value", [1e-320, 1e-46, 1e-40])
+def test_numbers_below_float32_act_as_zero(value: float) -> None:
+    logits = llm_like_rows(1000, 8, seed=8)
+    for name in ("threshold", "kl_weight"):
+        tiny, _ = minimized(logits, Settings(n_grad_steps=7, **{name: value}))
+        zero, _ = minimized(logits, Settings(n_grad_steps=7, **{name: 0.0}))
+        assert torch.allclose(tiny, zero, rtol=0, atol=1e-5), name
+        assert not torch.equal(tiny, logits)
 
 
 def test_step_count_zero_leaves_rows_bit_identical() -> None:

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logits_processors import extra_args as module
-from logits_processors.extra_args import (
+from em_inf.logits_processors import extra_args as module
+from em_inf.logits_processors.extra_args import (
     MAX_GRAD_STEPS_VARIABLE,
     check_extra_args,
     from_extra_args,
     to_extra_args,
 )
-from logits_processors.settings import Settings, SettingsError
+from em_inf.logits_processors.settings import Settings, SettingsError
 
 NAN = float("nan")
 

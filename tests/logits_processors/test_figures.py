@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from logits_processors.figures import BYTES_PER_TOKEN, COLUMNS, Figures, mean_of_known
-from logits_processors.reference import RowFigures
+from em_inf.logits_processors.figures import (
+    BYTES_PER_TOKEN,
+    COLUMNS,
+    Figures,
+    mean_of_known,
+)
+from em_inf.logits_processors.reference import RowFigures
 
 NAN = float("nan")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from logits_processors.minimize import minimize_entropy_, pick_backend, prepare
-from logits_processors.reference import RowFigures, RowParams, Workspace
-from logits_processors.settings import Settings
+from em_inf.logits_processors.minimize import minimize_entropy_, pick_backend, prepare
+from em_inf.logits_processors.reference import RowFigures, RowParams, Workspace
+from em_inf.logits_processors.settings import Settings
 from tests.logits_processors.rows import (
     CPU,
     TRITON,
@@ -105,7 +105,7 @@ def test_workspace_on_another_device_is_refused() -> None:
 
 
 def test_steps_beyond_what_was_prepared_are_refused() -> None:
-    from logits_processors.kernels import gpu
+    from em_inf.logits_processors.kernels import gpu
 
     scratch = gpu.Scratch(8, 2, TRITON, max_grad_steps=4)
     with pytest.raises(ValueError, match="workspace is for 4 steps, not 5"):

@@ -19,12 +19,12 @@ from vllm.v1.sample.logits_processor import LogitsProcessors
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 
-from logits_processors import minimize, recorder
-from logits_processors.extra_args import to_extra_args
-from logits_processors.figures import Figures
-from logits_processors.processor import EMInfLogitsProcessor
-from logits_processors.recorder import EMInfWorkerExtension, Recorder
-from logits_processors.settings import Settings, SettingsError
+from em_inf.logits_processors import minimize, recorder
+from em_inf.logits_processors.extra_args import to_extra_args
+from em_inf.logits_processors.figures import Figures
+from em_inf.logits_processors.processor import EMInfLogitsProcessor
+from em_inf.logits_processors.recorder import EMInfWorkerExtension, Recorder
+from em_inf.logits_processors.settings import Settings, SettingsError
 from tests.logits_processors.autograd_oracle import entropy_of
 from tests.logits_processors.rows import CPU, bits, llm_like_rows, minimized
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from logits_processors import recorder as module
-from logits_processors.figures import BYTES_PER_TOKEN, Figures
-from logits_processors.recorder import (
+from em_inf.logits_processors import recorder as module
+from em_inf.logits_processors.figures import BYTES_PER_TOKEN, Figures
+from em_inf.logits_processors.recorder import (
     NO_RECORD,
     PAGE_TOKENS,
     EMInfWorkerExtension,
     Recorder,
     _Pending,
 )
-from logits_processors.reference import RowFigures
+from em_inf.logits_processors.reference import RowFigures
 
 NAN = float("nan")
 

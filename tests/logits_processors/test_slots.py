@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from logits_processors.recorder import NO_RECORD
-from logits_processors.reference import RowParams
-from logits_processors.settings import Settings
-from logits_processors.slots import Slots
+from em_inf.logits_processors.recorder import NO_RECORD
+from em_inf.logits_processors.reference import RowParams
+from em_inf.logits_processors.settings import Settings
+from em_inf.logits_processors.slots import Slots
 from tests.logits_processors.rows import CPU
 
 GRADIENT = Settings(n_grad_steps=7, learning_rate=0.25, threshold=0.5, kl_weight=2.0)

@@ -3,8 +3,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from logits_processors import stopwatch as module
-from logits_processors.stopwatch import Stopwatch
+from em_inf.logits_processors import stopwatch as module
+from em_inf.logits_processors.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from server.playground import FOLDER
+from em_inf.server.playground import FOLDER
 from tests.e2e.serving import Server
 from tests.playground.browser import DESKTOP, open_page, run, start_browser
 

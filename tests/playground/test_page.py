@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from server.cli import DEMO_MODEL_NAME
+from em_inf.server.cli import DEMO_MODEL_NAME
 from tests.e2e.serving import ENDLESS, QUESTION, Server
 from tests.playground.browser import run
 

@@ -9,9 +9,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from server import playground
-from server.operator_settings import SERVER_SETTINGS_VARIABLE, server_settings
-from server.plugin import EMInfPlugin
+from em_inf.server import playground
+from em_inf.server.operator_settings import SERVER_SETTINGS_VARIABLE, server_settings
+from em_inf.server.plugin import EMInfPlugin
 
 ASSETS = sorted(
     path.name

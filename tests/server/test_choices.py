@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from vllm.outputs import CompletionOutput, RequestOutput
 
-from server.choices import merge_choices
+from em_inf.server.choices import merge_choices
 
 
 def output(text: str, finished: bool) -> RequestOutput:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from logits_processors.settings import SettingsError
-from server import cli
+from em_inf.logits_processors.settings import SettingsError
+from em_inf.server import cli
 
 
 def arguments(**changed: Any) -> Namespace:

@@ -6,7 +6,7 @@ import pytest
 from starlette.datastructures import State
 from vllm.exceptions import GracefulHTTPError
 
-from server.engine_client import EMInfEngineClient
+from em_inf.server.engine_client import EMInfEngineClient
 
 
 class Inner:

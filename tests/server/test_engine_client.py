@@ -12,16 +12,16 @@ from vllm import SamplingParams
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from logits_processors.figures import COLUMNS, Figures
-from logits_processors.settings import Settings
-from server.current import CURRENT
-from server.engine_client import EMInfEngineClient
-from server.operator_settings import (
+from em_inf.logits_processors.figures import COLUMNS, Figures
+from em_inf.logits_processors.settings import Settings
+from em_inf.server.current import CURRENT
+from em_inf.server.engine_client import EMInfEngineClient
+from em_inf.server.operator_settings import (
     SERVER_SETTINGS_VARIABLE,
     ServerSettings,
     server_settings,
 )
-from server.report import Report
+from em_inf.server.report import Report
 
 RECORDED = 3
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from logits_processors import processor, recorder, step
-from logits_processors.figures import COLUMNS, Figures
-from server import fetch
-from server.fetch import FiguresFetcher, merge_ranks
-from server.metrics import PROCESSOR_ERROR_KINDS
+from em_inf.logits_processors import processor, recorder, step
+from em_inf.logits_processors.figures import COLUMNS, Figures
+from em_inf.server import fetch
+from em_inf.server.fetch import FiguresFetcher, merge_ranks
+from em_inf.server.metrics import PROCESSOR_ERROR_KINDS
 
 
 class Engines:

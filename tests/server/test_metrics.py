@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
-from server.metrics import _ENTROPY_BUCKETS, observe_all
+from em_inf.server.metrics import _ENTROPY_BUCKETS, observe_all
 
 VALUES = [
     [],

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from logits_processors.settings import (
+from em_inf.logits_processors.settings import (
     BUILT_IN_PRESETS,
     METHOD_FIELDS,
     Settings,
     SettingsError,
     settings_of_method,
 )
-from server.operator_settings import (
+from em_inf.server.operator_settings import (
     SERVER_SETTINGS_VARIABLE,
     ServerSettings,
     load_presets,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from fastapi.responses import JSONResponse
 
-from logits_processors.figures import Figures
-from logits_processors.settings import Settings
-from server.report import Report
-from server.responses import (
+from em_inf.logits_processors.figures import Figures
+from em_inf.logits_processors.settings import Settings
+from em_inf.server.report import Report
+from em_inf.server.responses import (
     add_to_event_stream,
     add_to_json,
     add_to_stream,

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from server.cli import DEMO_MODEL_NAME
-from server.demo_model.problems import problems
+from em_inf.server.cli import DEMO_MODEL_NAME
+from em_inf.server.demo_model.problems import problems
 from tests.e2e.serving import Answer, Server
 
 pytestmark = pytest.mark.topologies

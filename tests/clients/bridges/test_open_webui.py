@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from clients.bridges.open_webui import Filter
+from em_inf.clients.bridges.open_webui import Filter
 from tests.e2e.serving import QUESTION, Server
 
 BODY: dict[str, Any] = {

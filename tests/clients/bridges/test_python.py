@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from server.cli import DEMO_MODEL_NAME
+from em_inf.server.cli import DEMO_MODEL_NAME
 from tests.e2e.serving import QUESTION, Server
 
 ROOT = Path(__file__).parents[3]
@@ -61,8 +61,8 @@ def strong(server: Server) -> Any:
 
 LANGCHAIN = """
 import asyncio, json, os
-from clients import EMInf, report_of
-from clients.bridges.langchain import EMInfChatOpenAI
+from em_inf import EMInf, report_of
+from em_inf.clients.bridges.langchain import EMInfChatOpenAI
 
 model = EMInfChatOpenAI(
     base_url=os.environ["EM_INF_URL"] + "/v1", api_key="none", model="em-inf-demo",
@@ -101,7 +101,7 @@ def test_langchain(server: Server) -> None:
 LITELLM = """
 import json, os
 import litellm
-from clients import EMInf, report_of
+from em_inf import EMInf, report_of
 
 asked = dict(
     model="hosted_vllm/em-inf-demo", api_base=os.environ["EM_INF_URL"] + "/v1",
@@ -138,7 +138,7 @@ LLM_COMMAND = """
 import sys, llm
 from llm.cli import cli
 from llm.plugins import load_plugins, pm
-from clients.bridges import llm_plugin
+from em_inf.clients.bridges import llm_plugin
 
 load_plugins()
 if not pm.is_registered(llm_plugin):

@@ -19,7 +19,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from logits_processors.kernels import gpu, gpu_exact
+from em_inf.logits_processors.kernels import (
+    gpu,
+    gpu_collect,
+    gpu_descend,
+    gpu_layout,
+)
+from tests.logits_processors.kernels import gpu_exact
 
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 TYPES = {
@@ -90,10 +96,25 @@ def main() -> None:
     vocab_size = int(sys.argv[1])
     found = {}
     for name, kernel, warps, slice_size in (
-        ("statistics", gpu._statistics_kernel, gpu._WARPS["statistics"], gpu._SLICE),
-        ("collect", gpu._collect_kernel, gpu._WARPS["collect"], gpu._SLICE),
-        ("descend", gpu._descend_kernel, gpu._WARPS["descend"], gpu._SLICE),
-        ("map", gpu._map_kernel, gpu._WARPS["map"], gpu._SLICE),
+        (
+            "statistics",
+            gpu_collect.statistics_kernel,
+            gpu_layout.WARPS["statistics"],
+            gpu_layout.SLICE,
+        ),
+        (
+            "collect",
+            gpu_collect.collect_kernel,
+            gpu_layout.WARPS["collect"],
+            gpu_layout.SLICE,
+        ),
+        (
+            "descend",
+            gpu_descend.descend_kernel,
+            gpu_layout.WARPS["descend"],
+            gpu_layout.SLICE,
+        ),
+        ("map", gpu.map_kernel, gpu_layout.WARPS["map"], gpu_layout.SLICE),
         ("exact step", gpu_exact._step_kernel, 4, gpu_exact._SLICE),
         ("exact report", gpu_exact._report_kernel, 4, gpu_exact._SLICE),
     ):

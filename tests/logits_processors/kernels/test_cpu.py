@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from logits_processors.kernels import cpu
-from logits_processors.minimize import prepare
-from logits_processors.settings import Settings
+from em_inf.logits_processors.kernels import cpu
+from em_inf.logits_processors.minimize import prepare
+from em_inf.logits_processors.settings import Settings
 from tests.logits_processors.autograd_oracle import em_inf, softmax_of
 from tests.logits_processors.rows import bits, llm_like_rows, minimized
 
@@ -106,9 +106,9 @@ os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])  # As vLLM binds a wo
 torch.set_num_threads(int(sys.argv[1]))
 if sys.argv[2] == "numba first":
     import numba
-from logits_processors.kernels import cpu
-from logits_processors.minimize import prepare
-from logits_processors.settings import Settings
+from em_inf.logits_processors.kernels import cpu
+from em_inf.logits_processors.minimize import prepare
+from em_inf.logits_processors.settings import Settings
 from tests.logits_processors.rows import CPU, minimized
 
 prepare(10_000, 8, CPU)

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from logits_processors.reference import RowFigures
-from logits_processors.settings import Settings
+from em_inf.logits_processors.reference import RowFigures
+from em_inf.logits_processors.settings import Settings
 from tests.logits_processors.autograd_oracle import softmax_of
 from tests.logits_processors.rows import (
     CPU,
@@ -100,7 +100,7 @@ def test_looking_a_row_up_takes_at_most_twenty_five_issue_slots_for_each_logit()
 
 
 def exactly(logits: Tensor, settings: list[Settings]) -> tuple[Tensor, RowFigures]:
-    from logits_processors.kernels import gpu_exact
+    from tests.logits_processors.kernels import gpu_exact
 
     logits = logits.clone().to(TRITON)
     stats = RowFigures.empty(len(settings), TRITON)
@@ -172,7 +172,7 @@ def test_rows_of_every_kind_agree_with_the_reference(method: str) -> None:
 
 
 def test_size_of_a_group_changes_no_bit() -> None:
-    from logits_processors.kernels import gpu
+    from em_inf.logits_processors.kernels import gpu
 
     logits = rows_of_every_kind().to(TRITON)
     settings = [Settings(), Settings(n_grad_steps=3), Settings(), Settings()]
@@ -190,11 +190,11 @@ def test_size_of_a_group_changes_no_bit() -> None:
 
 
 def test_number_of_launches_depends_on_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    from logits_processors.kernels import gpu
+    from em_inf.logits_processors.kernels import gpu
 
     launched: list[str] = []
     for name in ("statistics", "collect", "descend", "map"):
-        kernel = getattr(gpu, f"_{name}_kernel")
+        kernel = getattr(gpu, f"{name}_kernel")
 
         class Counted:
             def __init__(self, name: str, kernel: Any) -> None:
@@ -204,7 +204,7 @@ def test_number_of_launches_depends_on_rows_only(monkeypatch: pytest.MonkeyPatch
                 launched.append(self.name)
                 return self.kernel[grid]
 
-        monkeypatch.setattr(gpu, f"_{name}_kernel", Counted(name, kernel))
+        monkeypatch.setattr(gpu, f"{name}_kernel", Counted(name, kernel))
     for settings in (Settings(threshold=100.0), Settings(n_grad_steps=15)):
         launched.clear()
         minimized(llm_like_rows(300, 6, seed=33), settings, backend="gpu")

@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from server.demo_model.problems import (
+from em_inf.server.demo_model.problems import (
     MAX_TOTAL,
     Problem,
     Split,

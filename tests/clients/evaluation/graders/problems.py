@@ -1,9 +1,0 @@
-"""A problem for a grader."""
-
-from typing import Any
-
-from clients.evaluation.records import Problem
-
-
-def problem(answer: Any, **more: Any) -> Problem:
-    return Problem("p1", ({"role": "user", "content": "?"},), answer, more)
