@@ -87,7 +87,8 @@ RUN uv pip freeze --system > /tmp/all.txt \
  && awk -F '==' 'NR == FNR {base[tolower($1)] = 1; next} !(tolower($1) in base)' \
       /opt/em-inf/base.txt /opt/em-inf/container/cuda.txt > /tmp/missing.txt \
  && uv pip install --system --no-cache --constraint /opt/em-inf/base.txt \
-      --constraint /tmp/missing.txt /opt/em-inf/dist/*.whl \
+      --constraint /tmp/missing.txt \
+      "em-inf[cli,server] @ file://$(echo /opt/em-inf/dist/*.whl)" \
  && python3 -c "from em_inf.server.cli import check_vllm; check_vllm()" \
  && rm -r /tmp/all.txt /tmp/missing.txt /opt/em-inf/dist \
  && useradd --uid 10001 --gid 0 --no-create-home --home-dir /cache em-inf \

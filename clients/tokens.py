@@ -49,7 +49,7 @@ class Token:
 
     @property
     def probability(self) -> float | None:
-        """The one of `logprob`."""
+        """The probability that `logprob` is the logarithm of."""
         return None if self.logprob is None else math.exp(self.logprob)
 
     @property

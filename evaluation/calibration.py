@@ -297,7 +297,7 @@ class _Search:
 
 
 def _after(reply: Reply) -> Tempered:
-    """What EM-INF left."""
+    """The mean entropy that EM-INF left, in nats."""
     if reply.entropy_after is None:
         raise UnmatchedError("not matched: the server lost an answer's entropies")
     total = reply.entropy_after * reply.tokens

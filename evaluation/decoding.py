@@ -168,12 +168,12 @@ class Plain(Decoder):
 
     @property
     def calls(self) -> int:
-        """One."""
+        """How many requests an answer takes."""
         return 1
 
     @property
     def first(self) -> Plain:
-        """Itself."""
+        """The decoder that samples, which this one is."""
         return self
 
     async def answer(self, asking: Asking, messages: Messages, part: int = 0) -> str:
@@ -201,7 +201,7 @@ class _Of(Decoder):
 
     @property
     def first(self) -> Plain:
-        """The inner decoder's."""
+        """The decoder that samples, innermost of all."""
         return self.of.first
 
     @property
@@ -256,7 +256,7 @@ class Refinement(_Of):
     """
 
     async def answer(self, asking: Asking, messages: Messages, part: int = 0) -> str:
-        """Ask n times in turn."""
+        """Ask, and have the answer revised n - 1 times, each time without its past."""
         step = self.of.calls
         text = await self.of.answer(asking, messages, part)
         for i in range(1, self.n):
@@ -283,7 +283,7 @@ class Matched(Decoder):
 
     @property
     def calls(self) -> int:
-        """One."""
+        """How many requests an answer takes."""
         return 1
 
     @property
@@ -301,7 +301,7 @@ class Matched(Decoder):
         raise DecoderError(f"{self.name}: its temperature has not been found yet")
 
     async def resolved(self, matching: Matching) -> Decoder:
-        """Find the temperature."""
+        """Plain sampling at the temperature that `matching` finds."""
         match = await matching(self)
         return Plain(
             name=self.name,

@@ -54,7 +54,7 @@ class Replayed:
         return self.calls[part]
 
     def extract(self, text: str) -> str | None:
-        """The grader's."""
+        """The answer in a text as the run's grader reads it; None where there is none."""
         return self.grader.extract(text, self.problem)
 
 
@@ -142,5 +142,5 @@ class Asked:
         return call
 
     def extract(self, text: str) -> str | None:
-        """The grader's."""
+        """The answer in a text as the run's grader reads it; None where there is none."""
         return self.session.grader.extract(text, self.problem)

@@ -32,16 +32,16 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Tells nobody."""
+    """Progress of a run that nobody watches."""
 
     def begin(self, total: int, done: int) -> None:
-        """Nothing."""
+        """Keep it to itself."""
 
     def answered(self, decoder: str) -> None:
-        """Nothing."""
+        """Keep it to itself."""
 
     def say(self, sentence: str) -> None:
-        """Nothing."""
+        """Keep it to itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

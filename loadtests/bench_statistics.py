@@ -3,7 +3,8 @@
     python -m em_inf.loadtests.bench_statistics --out loadtests/results/statistics.json
 
 In one process and on one thread, without a server: a worker's recorder with some answers
-that grow together, a token of each a step; then what an API server does with the figures
+that grow together, a token of each a step; all that we do in a step of vLLM's V1 runner
+but the kernel, which does nothing here; then what an API server does with the figures
 of an answer of a given length, for both kinds of report; then the longest time that the
 event loop is held while a long answer with a trace ends. CPU time, not time on the clock:
 medians over rounds, with quartiles. Refuses to report where the figures that come out
@@ -19,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from em_inf.logits_processors.settings import Settings
 BARS = {
     "worker, us a token": 0.3,
     "worker, bytes a token": 20.0,
+    "worker, us a step of 16 rows, kernel apart": 100.0,
     "API server, summary, us a token": 0.3,
     "API server, trace, us a token": 1.2,
     "longest pause of the event loop, ms": 10.0,
@@ -81,6 +84,39 @@ def worker(rows: int, tokens: int, rounds: int) -> tuple[list[float], float]:
     times = cpu_microseconds(work, rounds)
     all_tokens = rows * tokens
     return [t / all_tokens for t in times], num_bytes / all_tokens
+
+
+def host_time(rows: int, rounds: int) -> list[float]:
+    """Microseconds of a step with so many rows, all with EM-INF on, but the kernel's."""
+    from em_inf.logits_processors.extra_args import to_extra_args
+    from em_inf.logits_processors.runners import V1Runner
+    from em_inf.logits_processors.step import Step
+
+    step = Step("V1", rows, 1, 4096, torch.device("cpu"), samples=True)
+    figures = RowFigures(torch.ones(len(COLUMNS), rows))
+    step._minimize_entropy_ = lambda *_, **__: figures
+    outputs: list[list[int]] = [[] for _ in range(rows)]
+    asked = [to_extra_args(Settings(), f"answer {row}") for row in range(rows)]
+    params: Any = [SimpleNamespace(extra_args={"em_inf": each}) for each in asked]
+    added = [(row, params[row], None, outputs[row]) for row in range(rows)]
+    runner = V1Runner(step, rows)
+    update: Any = SimpleNamespace(removed=[], added=added, moved=[])
+    for row, of_row in runner.follow(update):
+        step.take_up(row, of_row)
+    logits = torch.zeros(rows, 4096)
+    steps = 256
+
+    def work() -> None:
+        for _ in range(steps):
+            runner.apply(logits, None)
+            for output in outputs:
+                output.append(7)
+
+    times = cpu_microseconds(work, rounds)
+    found = Figures.from_bytes(step.recorder.pop(["answer 0"])["answer 0"])
+    if len(found) != steps * (rounds + 1):
+        raise WrongFiguresError("those of whole steps")
+    return [t / steps for t in times]
 
 
 def made_up(tokens: int) -> bytes:
@@ -176,6 +212,8 @@ def main() -> None:
     results["worker, us a token"] = quartiles(times)
     results["worker, bytes a token"] = round(bytes_a_token, 1)
     if not args.worker_only:
+        name = "worker, us a step of 16 rows, kernel apart"
+        results[name] = quartiles(host_time(16, args.rounds))
         for report in ("summary", "trace"):
             for tokens in (64, 1024, 32768):
                 name = f"API server, {report}, us a token"

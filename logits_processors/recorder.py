@@ -60,7 +60,7 @@ class _Pages:
         return page
 
     def give_back(self, pages: Sequence[int]) -> None:
-        """Leave pages to others."""
+        """Let other answers have pages again."""
         self._free.extend(page for page in pages if page != _NO_PAGE)
 
 
@@ -243,7 +243,7 @@ class Recorder:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all pages."""
+        """Memory of the pages, taken or free."""
         return self._data.rows.nbytes
 
     def _grow(self) -> None:

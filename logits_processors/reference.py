@@ -64,7 +64,7 @@ class RowParams:
 
     @property
     def learning_rate(self) -> Tensor:
-        """Adam's."""
+        """Of Adam, in logits a step."""
         return self.table[:, 2]
 
     @property
@@ -106,12 +106,12 @@ class RowFigures:
 
     @property
     def entropy_before(self) -> Tensor:
-        """In nats."""
+        """Of softmax(logits) as they came, in nats."""
         return self.table[0]
 
     @property
     def entropy_after(self) -> Tensor:
-        """In nats."""
+        """Of softmax(logits) as they went on, in nats."""
         return self.table[1]
 
     @property

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Runner(Protocol):
-    """One of the two."""
+    """What says which rows of a step belong to which request."""
 
     def apply(self, logits: Tensor, ctx: Any) -> None:
         """Run on the rows with EM-INF on, in place; `logits` is `[R, V]` float32."""

@@ -26,6 +26,7 @@ def test_it_writes_one_file_with_versions_tests_and_benchmark(tmp_path: Path) ->
     assert results["tests"] == {"passed": 1, "failed": 0, "skipped": 0}
     assert results["about"]["torch"]
     assert results["kernels"]["cases"][0]["distance_to_reference"] <= 1e-4
+    assert len(results["figures"]["results"]["worker, us a token"]) == 3
 
 
 def test_it_refuses_a_machine_without_a_gpu_and_says_what_else_runs(
