@@ -17,7 +17,7 @@ const SAMPLING_SLIDERS = {
 };
 
 const WHAT_CHOICES_DO = {
-  off: "The logits stay as they are. Sent as zero steps, so that entropies are measured.",
+  off: "The logits stay as they are. Sent as the preset measure: entropies are reported.",
   default: "What this server does when a request says no more than true.",
 };
 
