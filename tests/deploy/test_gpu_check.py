@@ -44,3 +44,18 @@ def test_it_refuses_a_folder_without_wheels(tmp_path: Path) -> None:
     done = gpu_check("--wheels", str(tmp_path))
     assert done.returncode == 1
     assert f"--wheels {tmp_path} holds no .whl file" in done.stderr
+
+
+def test_it_makes_links_again_that_a_copy_of_the_tree_has_lost(tmp_path: Path) -> None:
+    for name in ("clients", "evaluation", "loadtests", "logits_processors", "server"):
+        (tmp_path / name).mkdir()
+    for name in ("deploy", "em_inf"):
+        (tmp_path / name).mkdir()
+    script = tmp_path / "deploy" / "gpu-check"
+    script.write_bytes((ROOT / "deploy" / "gpu-check").read_bytes())
+    # It goes no further than to find that this Python has nothing of what it needs.
+    command = [sys.executable, str(script), "--python", "/bin/false"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert (tmp_path / "em_inf" / "server").resolve() == tmp_path / "server"
+    assert len(list((tmp_path / "em_inf").iterdir())) == 5
