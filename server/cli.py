@@ -157,7 +157,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="SECONDS",
         help="How long an answer that is done waits for its figures; then it goes out "
-        "with an error in their place. 0.5 by default, 15 on a CPU.",
+        "with an error in their place. Above 0, at most 30; 0.5 by default, 15 on a CPU.",
     )
     group.add_argument(
         "--em-inf-no-playground",
